@@ -15,7 +15,7 @@ from datakit.schema import EXAMPLE, digest
 from datakit.step import Output, Step, Work, count_categories, run, write_rows
 
 
-class _Given(Model):
+class Given(Model):
     contents: list[str]
 
 
@@ -30,7 +30,7 @@ def rows_step(tables: Sequence[pa.Table], part: str = "rows") -> Step:
         work.finish("rows", [_mark(work, number, write) for number in range(len(shards))])
 
     contents = [digest(str(table.to_pylist())) for table in shards]
-    return Step("given", 1, work, _Given(contents=[*contents, part]))
+    return Step("given", 1, work, Given(contents=[*contents, part]))
 
 
 def _mark(work: Work, number: int, write: Any) -> dict[str, Any]:
