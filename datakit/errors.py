@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import sys
+from collections.abc import Callable
+
 
 class DatakitError(Exception):
     """A failure that was foreseen. Its text is the whole message; the command line prints no traceback for it."""
@@ -30,3 +34,21 @@ class BuildError(DatakitError):
 
 class BudgetExceeded(BuildError):
     """The budget of the recipe is spent. A larger one resumes the build where it stopped."""
+
+
+def run_command_line(app: Callable[[], object], program: str) -> None:
+    """Runs a command line. A foreseen error is one sentence on stderr and an exit status: 2 for the person's mistakes, else 1."""
+    try:
+        app()
+    except DatakitError as error:
+        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(error.exit_status) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(  # noqa: T201
+            f"{program}: The disk is full ({error.filename or 'a temporary file'}). Finished work is kept; make room and run the "
+            "same command again.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from error

@@ -530,10 +530,13 @@ class Recipe(Model):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        used = [(f"categories.{name}.synthesis.engine", c.synthesis.engine, self.engines, "engines")
-                for name, c in self.categories.items() if c.synthesis]  # fmt: skip
-        used += [(f"filters.{i}.encoder", f.encoder, self.encoders, "encoders")
-                 for i, f in enumerate(self.filters) if isinstance(f, RoundTripFilter)]  # fmt: skip
+        used: list[tuple[str, str, Mapping[str, Any], str]] = []
+        for name, category in self.categories.items():
+            if category.synthesis:
+                used.append((f"categories.{name}.synthesis.engine", category.synthesis.engine, self.engines, "engines"))
+        for number, item in enumerate(self.filters):
+            if isinstance(item, RoundTripFilter):
+                used.append((f"filters.{number}.encoder", item.encoder, self.encoders, "encoders"))
         if self.negatives and self.negatives.screen:
             used.append(("negatives.screen.encoder", self.negatives.screen.encoder, self.encoders, "encoders"))
         for place, name, known, where in used:

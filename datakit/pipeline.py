@@ -1,0 +1,154 @@
+"""Recipe -> ordered steps -> a published build."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from dataclasses import dataclass
+
+from datakit import storage
+from datakit.assets import Assets
+from datakit.dedup import dedup_step
+from datakit.encoders.embed import embed_step
+from datakit.errors import UserError
+from datakit.executor import Executor
+from datakit.filters import filter_step
+from datakit.mixing.mix import mix_step
+from datakit.negatives.mine import mine_step
+from datakit.negatives.screen import screen_step
+from datakit.normalise import normalise_step
+from datakit.progress import BuildWatcher
+from datakit.publish.publish import PublishedBuild, publish
+from datakit.recipe import CategoryRecipe, Recipe, RoundTripFilter
+from datakit.registry import Category
+from datakit.registry import load as load_registry
+from datakit.sources.read import documents_step, read_step
+from datakit.split import split_step
+from datakit.step import Output, Step, run
+from datakit.synthesis.synthesise import synthesise_step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe comes to: its steps in order (the last one gives the rows to publish), and what its categories are."""
+
+    recipe: Recipe
+    steps: list[Step]
+    entries: dict[str, Category]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The steps of a recipe. Reads models and data files only to digest them; runs nothing."""
+    assets = Assets(recipe.cache)
+    entries = {name: entry(name, category) for name, category in recipe.categories.items()}
+    steps: list[Step] = []
+
+    def add(step: Step) -> Step:
+        steps.append(step)
+        return step
+
+    for name in recipe.categories:
+        steps += _rows_of(recipe, name, entries[name], assets)
+    rows = add(normalise_step(tuple(steps)))
+    vectors: Step | None = None
+    embedded_by: str | None = None
+    for number, item in enumerate(recipe.filters):
+        encoder = None
+        if isinstance(item, RoundTripFilter):
+            encoder = recipe.encoders[item.encoder]
+            vectors, embedded_by = add(embed_step(f"embed-{item.encoder}", encoder, (rows,), assets)), item.encoder
+        rows = add(filter_step(number, item, (rows,), vectors if encoder else None, encoder, assets))
+    for number, dedup in enumerate(recipe.dedup):
+        rows = add(dedup_step(number, dedup, (rows,)))
+    rows = add(split_step(recipe.split, recipe.seed, (rows,)))
+    if recipe.negatives is not None:
+        rows = add(mine_step(recipe.negatives, (rows,)))
+        if recipe.negatives.screen is not None:
+            name = recipe.negatives.screen.encoder
+            if embedded_by != name:
+                vectors = add(embed_step(f"embed-{name}-mined", recipe.encoders[name], (rows,), assets))
+            rows = add(screen_step(recipe.negatives, recipe.encoders[name], (rows,), vectors))
+    add(mix_step(recipe.mixture, recipe.seed, recipe.shard_rows, (rows,)))
+    assets.save()
+    return Plan(recipe, steps, entries)
+
+
+def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets) -> list[Step]:
+    """The steps that make the rows of one category, before they come together; the steps whose rows flow on come last."""
+    category = recipe.categories[name]
+    steps: list[Step] = []
+    for number, source in enumerate(category.sources):
+        label = f"{name}-{number}" if len(category.sources) > 1 else name
+        if category.synthesis is None:
+            steps.append(
+                read_step(f"read-{label}", name, entry, source, category.language, recipe.shard_rows, assets, recipe.seed)
+            )
+            continue
+        documents = documents_step(
+            f"documents-{label}", name, entry, source, category.language, recipe.shard_rows, assets, recipe.seed
+        )
+        synthesis = category.synthesis
+        steps += [
+            documents,
+            synthesise_step(
+                f"synthesise-{label}",
+                name,
+                entry,
+                synthesis,
+                recipe.engines[synthesis.engine],
+                synthesis.engine,
+                recipe.budget,
+                recipe.seed,
+                documents,
+                assets,
+                recipe.shard_rows,
+            ),
+        ]
+    return steps
+
+
+def entry(name: str, category: CategoryRecipe) -> Category:
+    """What a category is: as the recipe defines it, else as the registry does."""
+    if category.define is not None:
+        return Category(key=name, family="recipe", description="", **category.define.model_dump())
+    key = category.registry or name
+    registry = load_registry()
+    if key not in registry:
+        raise UserError(
+            f"The category '{name}' is not in the registry under '{key}'. Give it 'define: {{task: ...}}', or 'registry:' with "
+            f"one of: {', '.join(sorted(registry))}."
+        )
+    return registry[key]
+
+
+def build(recipe: Recipe, executor: Executor, watcher: BuildWatcher) -> PublishedBuild:
+    """Runs the steps of a recipe that are not in the cache, in order, and publishes what came of them.
+
+    A build that is stopped at any moment goes on from there when it is called again, and gives the same bytes.
+    """
+    started = datetime.datetime.now(datetime.UTC)
+    planned = plan(recipe)
+    done: list[tuple[Step, Output, float, bool]] = []
+    for number, step in enumerate(planned.steps, start=1):
+        watcher.begin(step.name, number, len(planned.steps))
+        output, seconds, cached = run(step, recipe.cache, executor, watcher)
+        watcher.end(output.report, seconds, cached)
+        done.append((step, output, seconds, cached))
+    facts = {
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "executor": type(executor).__name__,
+        "workers": executor.workers,
+        "processors": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "engines": {step.name: engine_facts(output) for step, output, _, _ in done if engine_facts(output)},
+    }
+    return publish(recipe, done, done[-1][1], planned.entries, facts)
+
+
+def engine_facts(output: Output) -> dict[str, object]:
+    """What a step noted of its last run that is not part of its result: failed attempts, answers from the cache."""
+    path = storage.join(output.folder, "run.json")
+    facts: dict[str, object] = storage.read_json(path) if storage.exists(path) else {}
+    return facts
