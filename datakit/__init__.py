@@ -30,9 +30,9 @@ def build(
     from rich.console import Console
 
     from datakit import progress
-    from datakit.pipeline import build as run_build
     from datakit.executor import make
     from datakit.opened import open_build
+    from datakit.pipeline import build as run_build
     from datakit.recipe import Recipe
     from datakit.recipe_file import load_model
 

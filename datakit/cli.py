@@ -36,9 +36,9 @@ def build(
 ) -> None:
     """Build the data set of a recipe. What is already in the cache is not made again; a build that was stopped goes on."""
     from datakit import progress
-    from datakit.pipeline import build as run_build
     from datakit.executor import make
     from datakit.opened import open_build
+    from datakit.pipeline import build as run_build
     from datakit.publish.summary import summary
     from datakit.recipe import Recipe
     from datakit.recipe_file import load_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,26 @@ from datakit.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
 Place = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Scalars as in YAML 1.2's core schema, as editors read them: `on` and `no` are text, 1e-5 is a number, dates are text."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+
+for _tag_name, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag_name}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def load_model(path: str, model: type[M]) -> M:
@@ -42,11 +63,11 @@ def parse(text: str, path: str) -> tuple[Any, dict[Place, int]]:
     """The value of a YAML text, and the line (from 1) of every key and item. Refuses tags that make objects, and repeats."""
     lines: dict[Place, int] = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         if node is None:
             return None, lines
         _lines(node, (), lines, path)
-        return yaml.safe_load(text), lines
+        return yaml.load(text, Loader=_Loader), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path

