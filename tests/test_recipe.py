@@ -1,0 +1,142 @@
+"""A recipe is read whole or refused with the place of everything that is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datakit.errors import UserError
+from datakit.recipe import MinHashDedup, OpenAIEngine, Recipe, Secret, deciding, resolved
+from datakit.recipe_file import json_schema, load_model, parse
+
+MIXTURES = Path(__file__).parent.parent / "mixtures"
+
+GOOD = """\
+name: demo
+categories:
+  pairs:
+    define: {task: retrieval}
+    sources:
+      - type: files
+        path: data.jsonl
+        columns: {query: q, positive: p}
+"""
+
+
+def load(tmp_path: Path, text: str) -> Recipe:
+    file = tmp_path / "mixture.yaml"
+    file.write_text(text)
+    return load_model(str(file), Recipe)
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    with pytest.raises(UserError) as error:
+        load(tmp_path, text)
+    return str(error.value).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize(
+    ("addition", "expected"),
+    [
+        ("sed: 3\n", "/mixture.yaml:9: sed: unknown key 'sed'. Did you mean 'seed'? Allowed: name, "),
+        ("seed: x\n", "/mixture.yaml:9: seed: found 'x'; allowed: a valid integer"),
+        ("seed: 1\nseed: 2\n", "/mixture.yaml:10: seed: the name 'seed' stands here twice (first in line 9)"),
+        ("mixture: {temperature: 0}\n", "/mixture.yaml:9: mixture.temperature: found '0'; allowed: greater than 0"),
+        ("filters:\n  - type: lenght\n", "/mixture.yaml:10: filters.0.type: found 'lenght'. Did you mean 'length'? Allowed: length, "),
+        ("filters:\n  - {query: [1, 2]}\n", "/mixture.yaml:10: filters.0: the key 'type' is missing"),
+        ("filters:\n  - type: length\n    qery: [1, 2]\n", "/mixture.yaml:11: filters.0.qery: unknown key 'qery'. Did you mean 'query'?"),
+        ("filters:\n  - {type: round_trip, encoder: e5}\n", "/mixture.yaml:10: filters.0.encoder: filters.0.encoder is 'e5', and 'encoders' has no"),
+        ("mixture: {caps: {pears: 3}}\n", "mixture.caps names 'pears', which is no category (there are: pairs)"),
+        ("cache: ${NOT_SET_ANYWHERE}/x\n", "/mixture.yaml:9: cache: the environment variable NOT_SET_ANYWHERE is not set"),
+        ("seed: [1\n", "is not valid YAML"),
+        ("seed: !!python/object/apply:os.system [ls]\n", "is not valid YAML"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_named_with_file_line_key_and_what_is_allowed(tmp_path: Path, addition: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, GOOD + addition)
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    lines = refusal(tmp_path, "nam: x\n" + GOOD + "sed: 3\nshard_rows: 0\n").splitlines()
+    assert [line.split(":")[1] for line in lines] == ["1", "10", "11"]
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_model(str(tmp_path / "no.yaml"), Recipe)
+    with pytest.raises(UserError, match="is a folder"):
+        load_model(str(tmp_path), Recipe)
+
+
+def test_words_that_old_yaml_reads_as_booleans_stay_words() -> None:
+    value, _ = parse("on: no\nrate: 1e-5\nday: 2024-01-01\nnone: ~\nyes: true\ncode: 012\n", "x")
+    assert value == {"on": "no", "rate": 1e-5, "day": "2024-01-01", "none": None, "yes": True, "code": "012"}
+
+
+def test_a_source_of_documents_needs_synthesis(tmp_path: Path) -> None:
+    assert "a source of documents needs 'synthesis'" in refusal(
+        tmp_path, GOOD.replace("{query: q, positive: p}", "{document: t}")
+    )
+
+
+def test_variables_are_taken_from_the_environment_for_paths_and_secrets_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHERE", "/data")
+    monkeypatch.setenv("KEY", "hunter2")
+    text = GOOD.replace("data.jsonl", "${WHERE}/a.jsonl") + (
+        "description: costs ${KEY}\nengines:\n  llm: {type: openai, model: m, api_key: '${KEY}'}\n"
+    )
+    recipe = load(tmp_path, text)
+    source, engine = recipe.categories["pairs"].sources[0], recipe.engines["llm"]
+    assert source.path == "/data/a.jsonl"  # type: ignore[union-attr]
+    assert isinstance(engine, OpenAIEngine)
+    assert engine.api_key.reveal() == "hunter2"
+    assert recipe.description == "costs ${KEY}"
+    written = json.dumps(resolved(recipe)) + repr(recipe) + str(recipe) + json.dumps(deciding(recipe))
+    assert "hunter2" not in written
+    assert "${WHERE}/a.jsonl" in written
+
+
+def test_a_secret_that_stands_in_the_recipe_is_never_shown() -> None:
+    assert "sk-123" not in repr(Secret("sk-123"))
+    assert "sk-123" not in OpenAIEngine(type="openai", model="m", api_key="sk-123").model_dump_json()
+
+
+def test_a_recipe_travels_to_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHERE", "/data")
+    recipe = load(tmp_path, GOOD.replace("data.jsonl", "${WHERE}/a.jsonl"))
+    assert resolved(pickle.loads(pickle.dumps(recipe))) == resolved(recipe)
+
+
+@given(threshold=st.floats(0.01, 1), other=st.floats(0.01, 1))
+def test_parameters_that_differ_have_different_deciding_values(threshold: float, other: float) -> None:
+    a, b = MinHashDedup(type="minhash", threshold=threshold), MinHashDedup(type="minhash", threshold=other)
+    assert (deciding(a) == deciding(b)) == (threshold == other)
+
+
+def test_where_and_how_fast_a_request_is_sent_does_not_decide_its_answer() -> None:
+    near = OpenAIEngine(type="openai", model="m", base_url="http://a", concurrency=1, timeout=1, attempts=1)
+    far = OpenAIEngine(type="openai", model="m", base_url="http://b", concurrency=9, timeout=9, attempts=9)
+    assert deciding(near) == deciding(far)
+    assert deciding(near) != deciding(far.model_copy(update={"temperature": 0.1}))
+
+
+def test_the_schema_in_mixtures_is_the_one_that_the_code_has() -> None:
+    written = json.loads((MIXTURES / "mixture.schema.json").read_text())
+    assert written == json_schema(Recipe), "run: datakit schema > mixtures/mixture.schema.json"
+
+
+@pytest.mark.parametrize("name", ["quickstart"])
+def test_shipped_recipes_are_valid(name: str) -> None:
+    assert load_model(str(MIXTURES / f"{name}.yaml"), Recipe).name == name
+
+
+def test_the_starter_that_init_writes_is_valid() -> None:
+    assert load_model(str(resources.files("datakit") / "starter.yaml"), Recipe)
