@@ -266,6 +266,66 @@ def run(step: Step, cache: str, executor: Executor, watcher: Watcher) -> tuple[O
     return load(step, cache), time.monotonic() - started, False
 
 
+class RowWriter:
+    """Writes what a unit makes of its rows into `folder`, table by table, so that a unit may be larger than memory.
+
+    Each kept table makes one file. `finish` checks the balance of each category and returns the counts for `Work.finish`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._shards: list[tuple[str, int]] = []
+        self._files: dict[str, list[str]] = {"rejected": [], "not_sampled": []}
+        self._out: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
+        self._reasons: dict[str, Counter[str]] = {}
+
+    def keep(self, part: str, table: pa.Table) -> None:
+        """Rows that go on, in the EXAMPLE schema. The part is "rows" before the split, "train" or "validation" after it."""
+        name = f"{part}-{len(self._shards):03d}.parquet"
+        storage.write_table(storage.join(self._folder, name), table.select(EXAMPLE.names).cast(EXAMPLE))
+        self._shards.append((name, table.num_rows))
+        self._out.update(count_categories(table))
+
+    def reject(self, table: pa.Table) -> None:
+        """Rows in the REJECTED schema."""
+        if table.num_rows:
+            self._write("rejected", table.select(REJECTED.names).cast(REJECTED))
+            for category, reason in zip(table.column("category").to_pylist(), table.column("reason").to_pylist(), strict=True):
+                self._reasons.setdefault(category, Counter())[reason] += 1
+
+    def leave_out(self, table: pa.Table) -> None:
+        """Rows that were not sampled; only their `row_id` and `category` are kept."""
+        if table.num_rows:
+            self._write("not_sampled", table.select(["row_id", "category"]))
+            self._left_out.update(count_categories(table))
+
+    def _write(self, kind: str, table: pa.Table) -> None:
+        number = len(self._files[kind])
+        name = f"{kind}-{number:03d}.parquet" if number else f"{kind}.parquet"
+        storage.write_table(storage.join(self._folder, name), table)
+        self._files[kind].append(name)
+
+    def finish(self, *, rows_in: Mapping[str, int] | None = None, created: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """The counts of the unit; `rows_in` and `created` are counts by category."""
+        rows_in, created = rows_in or {}, created or {}
+        categories = {}
+        for category in sorted({*rows_in, *created, *self._out, *self._reasons, *self._left_out}):
+            counts = Counts(
+                rows_in=rows_in.get(category, 0),
+                created=created.get(category, 0),
+                out=self._out[category],
+                rejected=dict(sorted(self._reasons.get(category, Counter()).items())),
+                not_sampled=self._left_out[category],
+            )
+            if not counts.balanced():
+                raise BuildError(
+                    f"Rows of the category '{category}' do not balance in '{self._folder}': {counts}. This is a defect."
+                )
+            categories[category] = counts.model_dump()
+        return {"rows": sum(self._out.values()), "shards": self._shards, "categories": categories, **self._files}
+
+
 def write_rows(
     folder: str,
     *,
@@ -275,47 +335,15 @@ def write_rows(
     rows_in: Mapping[str, int] | None = None,
     created: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Writes what a unit made of its rows into `folder`, and returns the counts for `Work.finish`.
-
-    `kept` are (part, table in the EXAMPLE schema), one file each; the part is "rows" before the split, "train" or "validation"
-    after it. `rejected` is in the REJECTED schema. `rows_in` and `created` are counts by category. The balance is checked for
-    each category.
-    """
-    rows_in, created = rows_in or {}, created or {}
-    out: Counter[str] = Counter()
-    shards = []
-    for number, (part, table) in enumerate(kept):
-        name = f"{part}-{number:03d}.parquet"
-        storage.write_table(storage.join(folder, name), table.select(EXAMPLE.names).cast(EXAMPLE))
-        shards.append((name, table.num_rows))
-        out.update(count_categories(table))
-    files: dict[str, list[str]] = {"rejected": [], "not_sampled": []}
-    reasons: dict[str, Counter[str]] = {}
-    if rejected is not None and rejected.num_rows:
-        storage.write_table(storage.join(folder, "rejected.parquet"), rejected.select(REJECTED.names).cast(REJECTED))
-        files["rejected"].append("rejected.parquet")
-        for category, reason in zip(rejected.column("category").to_pylist(), rejected.column("reason").to_pylist(), strict=True):
-            reasons.setdefault(category, Counter())[reason] += 1
-    left_out: Counter[str] = Counter()
-    if not_sampled is not None and not_sampled.num_rows:
-        storage.write_table(storage.join(folder, "not_sampled.parquet"), not_sampled.select(["row_id", "category"]))
-        files["not_sampled"].append("not_sampled.parquet")
-        left_out.update(count_categories(not_sampled))
-    categories = {}
-    for category in sorted({*rows_in, *created, *out, *reasons, *left_out}):
-        counts = Counts(
-            rows_in=rows_in.get(category, 0),
-            created=created.get(category, 0),
-            out=out[category],
-            rejected=dict(sorted(reasons.get(category, Counter()).items())),
-            not_sampled=left_out[category],
-        )
-        if not counts.balanced():
-            raise BuildError(
-                f"Rows of the category '{category}' do not balance in '{folder}': {counts}. This is a defect of datakit."
-            )
-        categories[category] = counts.model_dump()
-    return {"rows": sum(out.values()), "shards": shards, "categories": categories, **files}
+    """What `RowWriter` does, for a unit whose tables are all in memory. `kept` are (part, table), one file each."""
+    writer = RowWriter(folder)
+    for part, table in kept:
+        writer.keep(part, table)
+    if rejected is not None:
+        writer.reject(rejected)
+    if not_sampled is not None:
+        writer.leave_out(not_sampled)
+    return writer.finish(rows_in=rows_in, created=created)
 
 
 def part_of(shard: str) -> str:
