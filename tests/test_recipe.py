@@ -133,8 +133,9 @@ def test_the_schema_in_mixtures_is_the_one_that_the_code_has() -> None:
     assert written == json_schema(Recipe), "run: datakit schema > mixtures/mixture.schema.json"
 
 
-@pytest.mark.parametrize("name", ["quickstart"])
-def test_shipped_recipes_are_valid(name: str) -> None:
+@pytest.mark.parametrize("name", ["labelled-sets", "quickstart"])
+def test_shipped_recipes_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATAKIT_REAL_DATA", "/data")
     assert load_model(str(MIXTURES / f"{name}.yaml"), Recipe).name == name
 
 
