@@ -51,10 +51,7 @@ def write_rows(folder: Path, number: int) -> None:
             if file:
                 file.close()
             file = (folder / f"rows-{i // 250_000:03d}.jsonl").open("w")
-        if i % 20 == 19:
-            text = previous + " again"
-        else:
-            text = " ".join(draw.choices(words, weights, k=draw.randint(40, 80)))
+        text = previous + " again" if i % 20 == 19 else " ".join(draw.choices(words, weights, k=draw.randint(40, 80)))
         previous = text
         query = " ".join(draw.sample(text.split(), 8))
         assert file is not None
