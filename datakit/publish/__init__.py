@@ -1,0 +1,1 @@
+"""Publishing: the data set's files, its manifest, its card and its report."""

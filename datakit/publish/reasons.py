@@ -1,0 +1,60 @@
+"""What a reason means, in words. Reasons are defined beside the filters that give them; here is how a person reads them."""
+
+from __future__ import annotations
+
+# Reason -> (what is said, how its value compares with its threshold). A reason of a user's own filter is said as it is.
+WORDS: dict[str, tuple[str, str]] = {
+    # reading
+    "empty_field": ("A field that the row needs is missing or empty.", ""),
+    "invalid_utf8": ("The record is not valid UTF-8.", ""),
+    "nul_bytes": ("The record has NUL bytes, which no text has.", ""),
+    "invalid_json": ("The line is no valid JSON.", ""),
+    "invalid_csv": ("The line cannot be read as the format of its file.", ""),
+    "not_an_object": ("The line is JSON, and no object with columns.", ""),
+    "wrong_number_of_fields": (
+        "The line has more or fewer fields than the header.",
+        "{value} fields, and {threshold} are expected",
+    ),
+    "record_too_long": ("The record is larger than the recipe allows.", "{value} bytes, and {threshold} are allowed"),
+    "not_text": ("A field that must be a text is none.", ""),
+    "not_a_number": ("A field that must be a number is none.", ""),
+    # length
+    "query_too_short": ("The query is too short.", "length {value}, and at least {threshold} is asked for"),
+    "query_too_long": ("The query is too long.", "length {value}, and at most {threshold} is allowed"),
+    "document_too_short": ("The document is too short.", "length {value}, and at least {threshold} is asked for"),
+    "document_too_long": ("The document is too long.", "length {value}, and at most {threshold} is allowed"),
+    # language and content
+    "wrong_language": ("The query is in a language that the recipe does not allow.", "confidence {value}"),
+    "wrong_positive_language": ("The document is in a language that the recipe does not allow.", "confidence {value}"),
+    "unknown_language": ("The text is too short, or too mixed, to tell its language.", "confidence {value}"),
+    "code_switched": ("The text changes its language on the way.", "share {value}, and {threshold} is allowed"),
+    "toxic": ("The text is toxic.", "toxicity {value}, and less than {threshold} is allowed"),
+    "repetitive": ("The text repeats itself.", "{value} of its words are repeated, and {threshold} is allowed"),
+    "symbols": ("The query is made of symbols more than of words.", "share {value}, and {threshold} is allowed"),
+    "boilerplate": ("The text is boilerplate of a web page.", ""),
+    "prompt_leak": ("The query repeats words of the prompt that it was written for.", ""),
+    "query_is_positive": ("The query is the document itself.", ""),
+    "not_retrieved": ("The query does not find its own document.", "rank {value}, and {threshold} or better is asked for"),
+    # duplicates and evaluation sets
+    "exact_duplicate": ("Another row says the same.", ""),
+    "near_duplicate": ("Another row says nearly the same.", "similarity {value}, and {threshold} makes a duplicate"),
+    "semantic_duplicate": ("Another row means the same.", "similarity {value}, and {threshold} makes a duplicate"),
+    "contaminated": ("The row is in an evaluation set.", "overlap {value}, and {threshold} is a hit"),
+}
+
+
+def in_words(reason: str, value: float | None = None, threshold: float | None = None, detail: str | None = None) -> str:
+    """A sentence for a reason, with its numbers and its detail where it has them."""
+    sentence, comparison = WORDS.get(reason, (f"{reason}.", "value {value}, threshold {threshold}"))
+    if value is None or ("{threshold}" in comparison and threshold is None):
+        comparison = ""
+    numbers = comparison.format(value=number(value), threshold=number(threshold))
+    said = [text for text in (numbers, detail) if text]
+    return f"{sentence.removesuffix('.')} ({'; '.join(said)})." if said else sentence
+
+
+def number(value: float | None) -> str:
+    """A whole number as it is, another with three significant digits."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
