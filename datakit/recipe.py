@@ -128,9 +128,31 @@ class Constant(Model):
 
 
 class Template(Model):
-    """A value made of columns, as in "{title}\\n{text}". A row that lacks one of them is rejected as `empty_field`."""
+    """A value made of columns, as in "{title}\\n{text}"; {{ and }} stand for braces. It is empty where one of them is empty."""
 
     template: str
+
+    @model_validator(mode="after")
+    def _names_columns(self) -> Self:
+        if not any(name for _, name in self.parts()):
+            raise ValueError("a template names a column, as in '{title}: {text}'; for a fixed text use 'constant'")
+        return self
+
+    def parts(self) -> list[tuple[str, str]]:
+        """The template as (literal text, name of the column after it or "")."""
+        pieces = re.split(r"(\{\{|\}\}|\{[^{}]+\}|[{}])", self.template)
+        parts, text = [], ""
+        for piece in pieces:
+            if piece in ("{", "}"):
+                raise ValueError(f"the template {self.template!r} has a single '{piece}'; write '{piece * 2}' for a brace")
+            if piece in ("{{", "}}"):
+                text += piece[0]
+            elif piece.startswith("{"):
+                parts.append((text, piece[1:-1]))
+                text = ""
+            else:
+                text += piece
+        return [*parts, (text, "")]
 
 
 Column = str | Constant | Template
@@ -144,7 +166,7 @@ class Columns(Model):
     negative: Column | list[Column] | None = Field(None, description="Hard negatives that the data already has.")
     document: Column | None = Field(None, description="The text that synthesis asks questions about.")
     document_id: Column | None = Field(None, description="Groups rows of one document, for the split. Default: the positive.")
-    title: Column | None = None
+    title: Column | None = Field(None, description="Of a document.")
     score: Column | None = Field(None, description="Graded similarity, a number.")
     label: Column | None = Field(None, description="Class, for classification and clustering.")
     language: Column | None = None
@@ -154,6 +176,9 @@ class Columns(Model):
     def _something_to_read(self) -> Self:
         if self.document is None and (self.query is None or self.positive is None):
             raise ValueError("columns need 'query' and 'positive' (for pairs) or 'document' (for synthesis)")
+        texts = [self.query, self.positive] if self.document is None else [self.document]
+        if all(isinstance(column, Constant) for column in texts):
+            raise ValueError("every text is a constant: at least one of them must come from a column")
         return self
 
 
@@ -164,13 +189,24 @@ class Source(Model):
         None, description="Origin of the rows, as the column `source` gives it. Default: made from the path."
     )
     licence: str | None = Field(None, description="SPDX identifier or a sentence; it goes into the manifest and the card.")
-    limit: int | None = Field(None, ge=1, description="Reads at most so many records (the first ones).")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="Stops the build when more records than this cannot be read.")
+    limit: int | None = Field(
+        None, ge=1, description="Reads the first so many records and no more: those after them are not counted anywhere."
+    )
+    max_bad_fraction: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Stops the build when more of the records than this cannot be read. An empty field does not count.",
+    )
     max_record_bytes: int = Field(10_000_000, ge=1, description="A record above this is rejected as `record_too_long`.")
 
 
 class FilesSource(Source):
-    """Parquet, JSONL, JSON, CSV, TSV or plain text files; gz and zst are read as they are; globs and fsspec URLs are allowed."""
+    """Parquet, JSONL, JSON, CSV, TSV or plain text files, also .gz, .zst and .bz2; globs and fsspec URLs are allowed.
+
+    Files are read piece by piece, except JSON (an array, or {"data": [...]}) and plain text, which are read whole. A plain text
+    file is one document with the columns `title` (the file's name without suffixes) and `text`. Texts are UTF-8.
+    """
 
     type: Literal["files"]
     path: Path | list[Path]
@@ -178,6 +214,12 @@ class FilesSource(Source):
         None, description="Default: by the file's name."
     )
     header: bool = Field(True, description="False: the columns of a CSV or TSV file are called column_1, column_2, ...")
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description='CSV and TSV: what separates fields. Default: "," or a tab, by the format.'
+    )
+    quotes: bool = Field(
+        True, description='CSV and TSV: whether " quotes a field. False: it is an ordinary character, as in many TSV files.'
+    )
     where: dict[str, str | float | bool] = Field(
         {}, description="Reads only records with these values; others are counted as not sampled."
     )
@@ -185,7 +227,10 @@ class FilesSource(Source):
 
 
 class HuggingFaceSource(Source):
-    """A data set that `datasets.load_dataset` opens: a name on the Hub (asks the network) or a local folder."""
+    """A data set that `datasets.load_dataset` opens: a name on the Hub (asks the network) or a local folder.
+
+    A local folder holds Parquet, JSONL or CSV files, or is one that `save_to_disk` wrote. Class labels are read as their names.
+    """
 
     type: Literal["huggingface"]
     path: Path
@@ -198,19 +243,26 @@ class HuggingFaceSource(Source):
 
 
 class PythonDocsSource(Source):
-    """Documentation that every Python carries.
+    """Documentation that every Python carries. Nothing is imported or run: sources are read as text and parsed.
 
-    topics: CPython's language reference (`pydoc_data.topics`), title <-> section, or passages for synthesis.
-    docstrings: docstring <-> source of functions and classes. signatures: signature <-> docstring.
-    packages: summary <-> description of installed packages.
+    topics: CPython's language reference (`pydoc_data.topics`), title <-> section.
+    docstrings: first paragraph of a docstring <-> source of the function or class, without the docstring.
+    signatures: qualified name and signature <-> docstring.
+    packages: summary <-> description of installed distributions.
+
+    Packages take turns, and their modules come in an order drawn from the seed, so that a `limit` takes some of each.
     """
 
     type: Literal["python-docs"]
     part: Literal["topics", "docstrings", "signatures", "packages"]
     packages: list[str] = Field(
-        [], description="Importable packages to read; for `packages`, distributions (default: all installed)."
+        [],
+        description="docstrings, signatures: importable packages; `stdlib` is the standard library, and the default. "
+        "packages: distributions; default: all that are installed.",
     )
-    documents: bool = Field(False, description="Gives passages for synthesis, not pairs.")
+    documents: bool = Field(
+        False, description="Gives texts for synthesis, not pairs: whole topics, docstrings, or descriptions of packages."
+    )
 
 
 AnySource = Annotated[FilesSource | HuggingFaceSource | PythonDocsSource, Field(discriminator="type")]
@@ -305,8 +357,10 @@ class Encoder(Model):
     revision: str | None = None
     max_length: int = Field(256, ge=8, description="Tokens; longer texts are cut.")
     batch_size: int = Field(64, ge=1, description="Decides the last bits of the vectors.")
-    query_prompt: str = ""
-    document_prompt: str = ""
+    query_prompt: str | None = Field(
+        None, description="Put before each query. Default: what the model's own configuration says; \"\" for nothing."
+    )
+    document_prompt: str | None = Field(None, description="Put before each document. Default: as for queries.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- filters
@@ -319,8 +373,19 @@ class LengthFilter(Model):
     tokenizer: Path | None = Field(
         None, description="A folder with a tokenizer, or package:NAME; lengths are in its tokens. Default: words."
     )
-    query: tuple[int, int] = (2, 512)
-    document: tuple[int, int] = (10, 512)
+    query: tuple[int, int] = Field((2, 512), description="Least and most.")
+    document: tuple[int, int] = Field(
+        (10, 512),
+        description="Least and most, for positives that are documents. Where the task pairs sentences (paraphrase, similarity, "
+        "nli, bitext), the bounds of queries hold for both sides; code has no least; class labels have no bounds.",
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        for name, (least, most) in (("query", self.query), ("document", self.document)):
+            if not 0 <= least <= most:
+                raise ValueError(f"'{name}' is [{least}, {most}]; it needs [least, most] with 0 <= least <= most")
+        return self
 
 
 class LanguageFilter(Model):
@@ -361,7 +426,7 @@ class QualityFilter(Model):
     type: Literal["quality"]
     max_repeated_fraction: float = Field(0.3, ge=0, le=1, description="Share of words in repeated 3-grams.")
     max_symbol_fraction: float = Field(
-        0.3, ge=0, le=1, description="Share of query characters that are neither letters, digits nor spaces."
+        0.3, ge=0, le=1, description="Share of characters that are neither letters, digits nor spaces; not checked for code."
     )
     boilerplate: list[str] = Field(
         ["lorem ipsum", "click here", "all rights reserved", "javascript is disabled", "cookie policy"]
@@ -401,20 +466,31 @@ class ExactDedup(Model):
     """Reason: exact_duplicate. Equal after case folding, and without punctuation and repeated white space."""
 
     type: Literal["exact"]
-    on: Literal["query", "positive", "pair"] = "pair"
+    on: Literal["query", "positive", "pair"] = Field(
+        "pair", description="`query` keeps one row of each query, whatever its positives; `positive`, one of each document."
+    )
+    within: Literal["category", "all"] = Field(
+        "category", description="Rows of different categories are compared only under `all`."
+    )
 
 
 class MinHashDedup(Model):
     """Reason: near_duplicate. Candidates by MinHash and LSH, verified by the true Jaccard similarity of their shingles."""
 
     type: Literal["minhash"]
-    on: Literal["query", "positive", "pair"] = "query"
+    on: Literal["query", "positive", "pair"] = Field(
+        "query",
+        description="`query` keeps one row of queries that are alike, whatever their positives; `pair` asks that both are alike.",
+    )
     threshold: float = Field(0.8, gt=0, le=1)
     shingle: Literal["word", "character"] = "word"
     shingle_size: int = Field(3, ge=1, le=32, description="Words or characters in a shingle; a shorter text is one shingle.")
     permutations: int = Field(128, ge=16, le=1024)
     within: Literal["category", "all"] = Field(
         "category", description="Rows of different categories are compared only under `all`."
+    )
+    engine: Literal["rensa", "datasketch"] = Field(
+        "rensa", description="Who signs: rensa, or datasketch, the reference, which is about 50 times slower."
     )
     seed: int = 1
 
