@@ -1,0 +1,1 @@
+"""Sources: files, Hugging Face data sets, and the documentation that every Python carries."""
