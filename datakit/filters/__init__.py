@@ -47,7 +47,7 @@ def filter_step(
         case LengthFilter():
             function, version = length.work, length.VERSION
             if filter.tokenizer is not None:
-                length.load_tokenizer(filter.tokenizer)
+                length.check(filter)
                 digests["tokenizer"] = assets.digest(filter.tokenizer)
                 packages += ("tokenizers", "transformers")
         case LanguageFilter():

@@ -35,6 +35,8 @@ DOCUMENT_TOO_SHORT = "document_too_short"
 DOCUMENT_TOO_LONG = "document_too_long"
 REASONS = (QUERY_TOO_SHORT, QUERY_TOO_LONG, DOCUMENT_TOO_SHORT, DOCUMENT_TOO_LONG)
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.gguf")
+
 # Texts that go to the tokenizer at once.
 _BATCH = 1024
 
@@ -73,6 +75,16 @@ def count_tokens(texts: list[str], tokenizer: Any) -> Array:
         )
         counts.extend(len(ids) for ids in batch["input_ids"])
     return np.array(counts, dtype=np.int64)
+
+
+def check(parameters: LengthFilter) -> None:
+    """Refuses a folder without a tokenizer. A name of a tokenizer on the Hub is taken as it is."""
+    path = locate(parameters.tokenizer or "")
+    if os.path.isdir(path) and not any(any(Path(path).glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise UserError(
+            f"The length filter's tokenizer '{parameters.tokenizer}' is a folder with no tokenizer in it: '{path}' has none of "
+            f"{', '.join(_TOKENIZER_FILES)}."
+        )
 
 
 @functools.lru_cache(maxsize=2)

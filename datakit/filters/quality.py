@@ -130,7 +130,8 @@ def _found(texts: pl.Series, rows: Array, phrases: Sequence[str]) -> list[str | 
     found: list[str | None] = [None] * len(texts)
     at = np.flatnonzero(rows)
     if len(at):
-        hits = texts.gather(at.astype(np.uint32)).str.extract(_pattern(phrases), 0).str.to_lowercase().to_list()
-        for row, hit in zip(at.tolist(), hits, strict=True):
+        hits = texts.gather(at.astype(np.uint32)).str.extract(_pattern(phrases), 0).str.to_lowercase()
+        hits = hits.str.replace_all(r"\s+", " ")
+        for row, hit in zip(at.tolist(), hits.to_list(), strict=True):
             found[row] = hit
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+
 from datakit import schema
 
 PROSE = "The heart pumps blood through the body, and the valves keep it from flowing back."

@@ -7,12 +7,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from filter_rows import row, said, table
+
 from datakit.assets import Assets
 from datakit.errors import UserError
 from datakit.filters import filter_step, language
 from datakit.filters.language_codes import covered, tag
 from datakit.recipe import LanguageFilter
-from filter_rows import row, said, table
 
 GERMAN = "Das Herz pumpt das Blut durch den Körper, und die Klappen verhindern den Rückfluss."
 ENGLISH = "The heart pumps blood through the whole body, and its valves keep it from flowing back."

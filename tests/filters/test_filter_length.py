@@ -6,11 +6,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from filter_rows import row, said, table
+from pydantic import ValidationError
+
 from datakit.errors import UserError
 from datakit.filters import length, words
 from datakit.recipe import LengthFilter
-from filter_rows import row, said, table
-from pydantic import ValidationError
 
 FILTER = LengthFilter(type="length", query=(2, 5), document=(4, 6))
 FIVE = "one two three four five"
@@ -29,7 +30,9 @@ FIVE = "one two three four five"
         (row("one two", "a b c d e f g", task="code_search"), length.DOCUMENT_TOO_LONG, 7, 6),
     ],
 )
-def test_each_reason_comes_with_the_length_and_the_bound(record: dict[str, object], reason: str, value: int, threshold: int) -> None:
+def test_each_reason_comes_with_the_length_and_the_bound(
+    record: dict[str, object], reason: str, value: int, threshold: int
+) -> None:
     (found,) = length.judge(table(record), FILTER).to_pylist()
     assert (found["reason"], found["value"], found["threshold"]) == (reason, value, threshold)
 
@@ -77,5 +80,7 @@ def test_tokens_are_those_of_the_named_tokenizer() -> None:
 def test_a_folder_without_a_tokenizer_and_bounds_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer .* cannot be loaded"):
         length.load_tokenizer(str(tmp_path))
+    with pytest.raises(UserError, match="no tokenizer"):
+        length.check(LengthFilter.model_validate({"type": "length", "tokenizer": str(tmp_path)}))
     with pytest.raises(ValidationError, match="least"):
         LengthFilter(type="length", query=(5, 2))

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from datakit.filters import quality
-from datakit.filters.words import WORD, repeated_fraction
-from datakit.recipe import QualityFilter
 from filter_rows import PROSE, row, said, table
 from hypothesis import given
 from hypothesis import strategies as st
+
+from datakit.filters import quality
+from datakit.filters.words import WORD, repeated_fraction
+from datakit.recipe import QualityFilter
 
 FILTER = QualityFilter(type="quality")
 WRITTEN = {"provenance": {"model": "smollm2", "persona": None, "template": None, "request_id": None, "parents": None}}
@@ -25,7 +26,7 @@ WRITTEN = {"provenance": {"model": "smollm2", "persona": None, "template": None,
         (row("what is it what is it what is it"), quality.REPETITIVE, None),
         (row("?!?! ... ### heart ***"), quality.SYMBOLS, None),
         (row(positive="=-=-=-=-=-=-=-=- the heart =-=-=-=-=-=-=-=-"), quality.SYMBOLS, None),
-        (row(positive=f"{PROSE} Please  Click HERE to read on."), quality.BOILERPLATE, "click  here"),
+        (row(positive=f"{PROSE} Please  Click\nHERE to read on."), quality.BOILERPLATE, "click here"),
         (row("As an AI, I ask how hearts work", **WRITTEN), quality.PROMPT_LEAK, "as an ai"),
         (row("Sure, how does the heart work?", **WRITTEN), quality.PROMPT_LEAK, "sure,"),
         (row("What does this passage say?", **WRITTEN), quality.PROMPT_LEAK, "this passage"),
@@ -51,7 +52,11 @@ def test_each_reason(record: dict[str, Any], reason: str, detail: str | None) ->
         row("the heart pumps", **WRITTEN),
         row("same text here", "same text here", label="a", task="classification"),
         row("same text here", "same text here", score=1.0, task="similarity"),
-        row("f(a, *, b=None, **kw) -> [x]", "a = {}; b = {}; a = {}; b = {}; a = {}; b = {}  # all rights reserved", task="code_search"),
+        row(
+            "f(a, *, b=None, **kw) -> [x]",
+            "a = {}; b = {}; a = {}; b = {}; a = {}; b = {}  # all rights reserved",
+            task="code_search",
+        ),
     ],
 )
 def test_what_is_let_pass(record: dict[str, Any]) -> None:

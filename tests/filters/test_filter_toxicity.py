@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from filter_rows import row, table
+from stepping import read, rows_step, run_step
+
 from datakit.assets import Assets
 from datakit.errors import UserError
 from datakit.filters import filter_step, toxicity, toxicity_detoxify, toxicity_embedded
 from datakit.recipe import ToxicityFilter
-from filter_rows import row, table
-from stepping import read, rows_step, run_step
 
 INSULT = "you are a stupid idiot"
+VOCABULARY = ["you", "are", "a", "stupid", "idiot", "how", "does", "the", "heart", "pump", "blood"]
 
 
 def test_the_larger_score_of_query_and_positive_decides() -> None:
@@ -66,18 +68,17 @@ def checkpoint(tmp_path: Path) -> dict[str, Any]:
 
     folder = tmp_path / "base"
     folder.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"you are a stupid idiot how does the heart pump blood".split()]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VOCABULARY]
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     config = BertConfig(
         vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=24,
+        max_position_embeddings=24, initializer_range=1.0,
     )  # fmt: skip
     config.save_pretrained(folder)
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     config.num_labels = 6
     model = BertForSequenceClassification(config).eval()
-    model.classifier.weight.data *= 40
     arguments = {
         "model_type": "bert-base-uncased", "model_name": "BertForSequenceClassification", "tokenizer_name": "BertTokenizer",
         "num_classes": 6,
@@ -125,8 +126,7 @@ def test_a_detoxify_step_splits_at_the_threshold_and_resumes_to_the_same_bytes(
     checkpoint: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toxicity, "_SLICE", 4)
-    vocabulary = "you are a stupid idiot how does the heart pump blood".split()
-    queries = [" ".join(vocabulary[n % 11] for n in range(start, start + 1 + start % 7)) for start in range(30)]
+    queries = [" ".join(VOCABULARY[n % 11] for n in range(start, start + 1 + start % 7)) for start in range(30)]
     scores = toxicity_detoxify.score([f"{query} blood" for query in queries], detoxify(checkpoint))
     threshold = float(np.median(scores))
     rows = [table(*(row(f"{query} blood", f"{query} blood") for query in part)) for part in (queries[:13], queries[13:])]
@@ -140,7 +140,9 @@ def test_a_detoxify_step_splits_at_the_threshold_and_resumes_to_the_same_bytes(
     for unit in ("scores/00001", "scores/00004", "rows/00000"):
         (Path(output.folder) / unit / "unit.json").unlink()
     run_step(step, str(tmp_path / "cache"))
-    assert {path.relative_to(output.folder): path.read_bytes() for path in Path(output.folder).rglob("*") if path.is_file()} == expected
+    assert {
+        path.relative_to(output.folder): path.read_bytes() for path in Path(output.folder).rglob("*") if path.is_file()
+    } == expected
 
 
 class Payload:
@@ -153,7 +155,7 @@ class Payload:
         return os.mkdir, (self.folder,)
 
 
-def test_a_checkpoint_that_holds_code_is_not_run(checkpoint: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_that_holds_code_is_refused_and_its_code_does_not_run(checkpoint: dict[str, Any], tmp_path: Path) -> None:
     import torch
 
     target = tmp_path / "was-run"
