@@ -1,0 +1,1 @@
+"""How many rows of each category, which ones, and in what order."""
