@@ -42,33 +42,41 @@ def pairs(topics: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def documents(topics: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Whole topics, without the paragraphs that stood in a shorter one."""
+    """Whole topics, without the sections that stood in a shorter one."""
     seen: set[str] = set()
     for name in ordered(topics):
-        paragraphs = [block for block in _blocks(topics[name]) if block not in seen]
-        seen.update(paragraphs)
-        heads = list(sections(topics[name]))
-        if paragraphs and heads:
-            yield {"title": heads[0].title, "text": "\n\n".join(paragraphs), "document_id": f"topic {name}"}
+        parts = []
+        for title, _, body in _parts(topics[name]):
+            text = textwrap.dedent("\n".join(body)).strip()
+            if text and text not in seen:
+                seen.add(text)
+                parts.append((title, text))
+        if parts:
+            text = "\n\n".join(f"{title}\n\n{text}" for title, text in parts)
+            yield {"title": parts[0][0], "text": text, "document_id": f"topic {name}"}
 
 
 def sections(topic: str) -> Iterator[Section]:
     """The sections of a topic in order, each followed by the definitions in it."""
-    lines = topic.rstrip().split("\n")
-    starts = [number - 1 for number in range(1, len(lines)) if _is_heading(lines, number)]
     levels: list[str] = []
     titles: list[str] = []
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        mark = lines[start + 1][0]
+    for title, mark, body in _parts(topic):
         levels = levels[: levels.index(mark)] if mark in levels else levels
         titles = titles[: len(levels)]
-        title = _plain(lines[start])
         above = titles[-1] if titles else ""
         levels, titles = [*levels, mark], [*titles, title]
-        text, definitions = _without_definitions(lines[start + 2 : end])
+        text, definitions = _without_definitions(body)
         yield Section(title, above, text)
         for term, definition in definitions:
             yield Section(term, title, definition)
+
+
+def _parts(topic: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Title, the character that underlines it, and the lines below it, up to the next title."""
+    lines = topic.rstrip().split("\n")
+    starts = [number - 1 for number in range(1, len(lines)) if _is_heading(lines, number)]
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        yield lines[start].replace('"', "").strip(), lines[start + 1][0], lines[start + 2 : end]
 
 
 def _is_heading(lines: list[str], number: int) -> bool:
@@ -101,11 +109,3 @@ def _end_of_block(lines: list[str], start: int, indent: int) -> int:
         if line.strip() and len(line) - len(line.lstrip()) < indent:
             return number
     return len(lines)
-
-
-def _blocks(topic: str) -> list[str]:
-    return [block.strip("\n") for block in re.split(r"\n\s*\n", topic) if block.strip()]
-
-
-def _plain(title: str) -> str:
-    return title.replace('"', "").strip()
