@@ -63,6 +63,7 @@ def find(source: FilesSource) -> list[DataFile]:
     Raises a UserError for a path that does not exist, a pattern without a match, and a file whose format is not known.
     """
     found: list[tuple[str, str, str, int | None]] = []
+    seen: set[str] = set()
     for pattern in source.path if isinstance(source.path, list) else [source.path]:
         fs, inner = storage.filesystem(pattern)
         local = isinstance(fs, LocalFileSystem)
@@ -75,9 +76,10 @@ def find(source: FilesSource) -> list[DataFile]:
             raise UserError(f"'{pattern}' cannot be opened: {error}.") from error
         for base, path, size in matches:
             full = path if local else fs.unstrip_protocol(path)
-            if any(full == other for _, _, other, _ in found):
+            if full in seen:
                 log.info("%s is named twice; it is read once", full)
             else:
+                seen.add(full)
                 found.append((protocol, base, full, size))
     return [_data_file(source, full, name, size) for (_, _, full, size), name in zip(found, _names(found), strict=True)]
 

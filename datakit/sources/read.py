@@ -137,6 +137,10 @@ def _step(
     elif isinstance(source, HuggingFaceSource):
         digests = {"data": _digest(source.path, assets, source.revision)}
         packages = ("datasets",)
+        if source.revision is None and not huggingface.is_local(source.path):
+            log.warning(
+                "'%s' has no 'revision': what is on the Hub may change, and a build that is in the cache will not.", source.path
+            )
     else:
         packages = python_docs.distributions(source)
     work = _ReadWork(units, documents)
