@@ -298,9 +298,12 @@ class OpenAIEngine(Engine):
         "lines", description="Numbered plain lines, or a JSON schema where the server has it."
     )
     concurrency: int = operational(16, ge=1)
+    extra_body: dict[str, Any] = Field(
+        {}, description="Further fields of a request, such as {seed: 1}; null leaves a field out, such as {max_tokens: null}."
+    )
     timeout: float = operational(60.0, gt=0, description="Seconds for one attempt.")
-    attempts: int = operational(6, ge=1, description="Attempts for one request, with growing pauses between them.")
-    price: Price | None = operational(None)
+    attempts: int = operational(10, ge=1, description="Attempts for one request, with growing pauses between them.")
+    price: Price | None = operational(None, description="What is paid. Without it no money is counted.")
 
 
 class TransformersEngine(Engine):
@@ -339,7 +342,10 @@ class Synthesis(Model):
     personas_per_document: int = Field(2, ge=1)
     distinct_personas: int | None = Field(None, ge=1, description="Draws from the first so many personas only. Default: all.")
     queries: int = Field(4, ge=3, le=5, description="Questions for each document and persona.")
-    prompt: Path | None = Field(None, description="A Jinja file. Default: the prompt of datakit.")
+    prompt: Path | None = Field(
+        None,
+        description="`questions` (default), `questions-small` (for models of less than about a billion parameters), or a Jinja file.",
+    )
 
 
 class Budget(Model):

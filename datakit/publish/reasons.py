@@ -18,6 +18,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "record_too_long": ("The record is larger than the recipe allows.", "{value} bytes, and {threshold} are allowed"),
     "not_text": ("A field that must be a text is none.", ""),
     "not_a_number": ("A field that must be a number is none.", ""),
+    "invalid_python": ("The source of the module cannot be read as Python.", ""),
+    "control_characters": ("A text has control characters, which no text needs.", ""),
     # length
     "query_too_short": ("The query is too short.", "length {value}, and at least {threshold} is asked for"),
     "query_too_long": ("The query is too long.", "length {value}, and at most {threshold} is allowed"),
@@ -33,7 +35,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "symbols": ("The query is made of symbols more than of words.", "share {value}, and {threshold} is allowed"),
     "boilerplate": ("The text is boilerplate of a web page.", ""),
     "prompt_leak": ("The query repeats words of the prompt that it was written for.", ""),
-    "query_is_positive": ("The query is the document itself.", ""),
+    "query_is_positive": ("The query is the document itself, or most of it.", "{value} of it"),
     "not_retrieved": ("The query does not find its own document.", "rank {value}, and {threshold} or better is asked for"),
     # duplicates and evaluation sets
     "exact_duplicate": ("Another row says the same.", ""),

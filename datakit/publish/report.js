@@ -33,8 +33,9 @@
     const said = [item.miner, item.difficulty === null ? null : `difficulty ${item.difficulty}`, item.score === null ? null : `score ${item.score}`];
     const width = Math.round(100 * Math.min(1, Math.max(0, item.difficulty || 0)));
     return make("li", {},
-      make("div", { class: "quiet small" }, said.filter(Boolean).join(" · ")),
-      make("div", { class: "bar thin", "aria-hidden": "true" }, make("i", { class: "drop", style: `width:${width}%` }), make("i", { class: "rest", style: `width:${100 - width}%` })),
+      make("div", { class: "said quiet small" },
+        make("span", { class: "meter", "aria-hidden": "true" }, make("i", { style: `width:${width}%` })),
+        said.filter(Boolean).join(" · ")),
       make("p", { class: "text", dir: "auto" }, marked(item.text, wanted)));
   };
 

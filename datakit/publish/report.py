@@ -197,13 +197,13 @@ def short(text: str | None, most: int = TEXT_CHARACTERS) -> str:
 
 
 def percent(part: float, whole: float = 1.0) -> str:
-    """A share for a person: "12 %", "0.4 %", and never 100 % or 0 % where it is not."""
+    """A share for a person, with a no-break space: "12 %", "0.4 %", and never 100 % or 0 % where it is not."""
     share = 100 * part / whole if whole else 0.0
     if 0 < share < 10:
-        return f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"
+        return f"{share:.1f}\u00a0%" if share >= 0.05 else "<\u00a00.1\u00a0%"
     if 99.5 <= share < 100:
-        return f"{math.floor(share * 10) / 10:.1f} %"
-    return f"{share:.0f} %"
+        return f"{math.floor(share * 10) / 10:.1f}\u00a0%"
+    return f"{share:.0f}\u00a0%"
 
 
 def _rounded(value: float | None) -> float | None:

@@ -78,14 +78,13 @@ def test_every_category_gives_its_allocation_and_the_rest_is_not_sampled(tmp_pat
     assert output.report.counts.not_sampled == len(left) == 320
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_rows_in_another_order_and_other_shards_give_the_same_bytes(tmp_path, workers):
+def test_rows_in_another_order_and_other_shards_on_other_workers_give_the_same_bytes(tmp_path):
     records, held = examples(COUNTS), examples({"big": 30}, start=1000)
     mixture = Mixture(temperature=3.0, total=300, max_epochs=2.5)
     plain = run_step(mixed(mixture, tables(records, 2), tables(held, 1)), str(tmp_path), 1)
-    random.Random(workers).shuffle(records)
-    random.Random(workers).shuffle(held)
-    permuted = run_step(mixed(mixture, tables(records, 5), tables(held, 3)), str(tmp_path), workers)
+    random.Random(1).shuffle(records)
+    random.Random(2).shuffle(held)
+    permuted = run_step(mixed(mixture, tables(records, 5), tables(held, 3)), str(tmp_path), workers=2)
     assert plain.folder != permuted.folder
     assert bytes_of(plain) == bytes_of(permuted)
 

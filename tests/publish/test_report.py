@@ -159,5 +159,5 @@ def test_embedded_json_reads_back_and_cannot_end_its_element(value: object) -> N
 def test_a_percentage_is_never_all_or_nothing_where_it_is_not(part: int, whole: int) -> None:
     part = min(part, whole)
     said = report.percent(part, whole)
-    assert (said == "0 %") == (part == 0)
-    assert (said == "100 %") == (part == whole)
+    assert (said == "0\u00a0%") == (part == 0)
+    assert (said == "100\u00a0%") == (part == whole)

@@ -9,6 +9,7 @@ import pytest
 from publishing import Settings, small_build
 from rich.console import Console
 
+import datakit
 from datakit.opened import Build, open_build
 from datakit.publish.reasons import WORDS, in_words
 from datakit.publish.summary import summary
@@ -55,6 +56,19 @@ def test_every_reason_reads_as_a_sentence_with_and_without_numbers() -> None:
             assert "{" not in text
     assert in_words("query_too_short", 1.0, 2.0) == "The query is too short (length 1, and at least 2 is asked for)."
     assert in_words("near_duplicate", 0.8765, 0.8).endswith("(similarity 0.876, and 0.8 makes a duplicate).")
+
+
+def test_every_reason_of_datakit_has_words() -> None:
+    folder = Path(datakit.__file__).parent
+    files = [*folder.glob("filters/*.py"), *folder.glob("dedup/*.py"), folder / "sources" / "records.py", folder / "normalise.py"]
+    places = {
+        reason: file.name
+        for file in files
+        for name, reason in re.findall(r"^([A-Z_]+) = \"([a-z_0-9]+)\"$", file.read_text(), flags=re.M)
+        if name.lower() == reason
+    }
+    assert {"near_duplicate", "query_too_short", "invalid_json", "wrong_language"} <= places.keys()
+    assert {reason: place for reason, place in places.items() if reason not in WORDS} == {}
 
 
 def test_the_reason_of_a_users_own_filter_is_said_as_it_is() -> None:

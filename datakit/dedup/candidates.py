@@ -1,0 +1,263 @@
+"""Which rows may be near duplicates: sets of shingles that share a band of their MinHash signatures, found by exchanges.
+
+    sign      shard      -> shingles and band keys of its texts
+    meet      bands      -> who shares a band with whom
+    gather    once       -> components of rows that are linked by shared bands, packed into groups
+    send      shard      -> its rows of each group
+    (then)    group      -> compare (`read_group`, and the kernels of verify.py)
+
+Most rows share no band with any other, and go no further than `meet`. A group holds whole components, so that it can be worked
+on without looking at another one. Memory: one shard (`sign`, `send`), the keys of one band of at most PARTITION_KEYS rows
+(`meet`), 8 bytes for each row (`gather`), GROUP_ROWS rows or one component, whichever is larger (groups).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datakit import storage
+from datakit.dedup.exchange import Piece, addressed, read_batches, read_pieces, split_batches, write_batches
+from datakit.dedup.signatures import Bands, band_keys, bands_for, signatures
+from datakit.recipe import MinHashDedup
+from datakit.step import Work
+
+PARTITION_KEYS = 4_000_000
+GROUP_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What of a shard is compared: for each row one text, or two that must both be alike.
+
+    scopes: uint64 for each row; only rows of one scope are compared. included: bool for each row.
+    """
+
+    parts: Sequence[pa.ChunkedArray]
+    scopes: NDArray[np.uint64] | None = None
+    included: NDArray[np.bool_] | None = None
+
+
+View = Callable[[pa.Table], Texts]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one group. keys: uint64 of (bands, rows). values, bounds: their shingle sets, as verify.py takes them.
+
+    shard and row say where each row stands; `carried` holds the columns that were asked for.
+    """
+
+    keys: NDArray[np.uint64]
+    values: NDArray[np.uint32]
+    bounds: NDArray[np.int64]
+    shard: NDArray[np.int64]
+    row: NDArray[np.int64]
+    carried: pa.Table
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Groups of rows that may be alike, each as the pieces to read it from; and what there is to say about them."""
+
+    groups: list[list[Piece]]
+    notes: dict[str, Any]
+
+
+def find(work: Work, settings: MinHashDedup, view: View, columns: list[str], carry: list[str]) -> Candidates:
+    """Groups of rows of `work.shards` that may be alike. `view` is given `columns` of a shard; `carry` go along to the groups.
+
+    settings.on and settings.within are for `view` to follow.
+    """
+    shards = work.shards
+    bands = bands_for(settings.threshold, settings.permutations)
+    signed = work.map("sign", _Sign(settings, bands, view, columns), shards)
+    files = [work.files("sign", number, "sets.arrow") for number in range(len(shards))]
+    sizes = [int(result["signed"]) for result in signed]
+    partitions = _partitions(bands.bands, sum(sizes))
+    work.map("meet", _Meet(files), partitions)
+    links = [work.files("meet", number, "links.arrow") for number in range(len(partitions))]
+    (gathered,) = work.map("gather", _Gather(links), [sizes])
+    notes = {
+        "bands": bands.bands,
+        "rows_in_band": bands.rows,
+        "expected_recall_at_threshold": round(bands.recall, 4),
+        "without_words": sum(int(result["without_words"]) for result in signed),
+        "sharing_a_band": gathered["linked"],
+        "largest_component": gathered["largest"],
+    }
+    if not gathered["groups"]:
+        return Candidates([], notes)
+    groups = work.files("gather", 0, "groups.arrow")
+    units = [(number, shard, files[number], groups) for number, shard in enumerate(shards)]
+    sent = work.map("send", _Send(carry), units)
+    sources = [(work.files("send", number, "rows.arrow"), result["groups"]) for number, result in enumerate(sent)]
+    return Candidates([addressed(sources, group) for group in range(gathered["groups"])], notes)
+
+
+def _partitions(bands: int, rows: int) -> list[list[tuple[int, int, int]]]:
+    """The work of `meet`: lists of (band, range, ranges). Large data go by ranges of keys, small ones some bands at a time."""
+    if rows == 0:
+        return []
+    ranges = -(-rows // PARTITION_KEYS)
+    parts = [(band, number, ranges) for band in range(bands) for number in range(ranges)]
+    at_once = max(1, PARTITION_KEYS // rows)
+    return [parts[first : first + at_once] for first in range(0, len(parts), at_once)]
+
+
+@dataclass(frozen=True)
+class _Sign:
+    settings: MinHashDedup
+    bands: Bands
+    view: View
+    columns: list[str]
+
+    def __call__(self, shard: str, folder: str) -> dict[str, Any]:
+        table = storage.read_table(shard, self.columns)
+        texts = self.view(table)
+        signed = sign(texts, self.settings, self.bands)
+        write_batches(storage.join(folder, "sets.arrow"), signed.to_batches(), signed.schema)
+        included = table.num_rows if texts.included is None else int(texts.included.sum())
+        return {"rows": table.num_rows, "signed": signed.num_rows, "without_words": included - signed.num_rows}
+
+
+def sign(texts: Texts, settings: MinHashDedup, bands: Bands) -> pa.Table:
+    """The rows that have something to compare: `row`, `shingles_N` for each text, and `band_N` for each band."""
+    from datakit.dedup.shingles import shingles
+
+    words = settings.shingle == "word"
+    sets = [shingles(part, words=words, size=settings.shingle_size) for part in texts.parts]
+    there = np.logical_and.reduce([part.sizes > 0 for part in sets])
+    if texts.included is not None:
+        there &= texts.included
+    rows = np.flatnonzero(there)
+    starts = np.stack([part.starts[:-1][rows] for part in sets], axis=1)
+    sizes = np.stack([part.sizes[rows] for part in sets], axis=1)
+    columns: dict[str, pa.Array] = {"row": pa.array(rows, pa.int64())}
+    tokens = np.empty(int(sizes.sum()), np.uint64)
+    ends = np.cumsum(sizes).reshape(sizes.shape)
+    for number, part in enumerate(sets):
+        values = part.values[_slices(starts[:, number], sizes[:, number])]
+        offsets = np.concatenate(([0], np.cumsum(sizes[:, number])))
+        columns[f"shingles_{number}"] = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
+        # The same shingle in the other text of a pair is another token.
+        tokens[_slices(ends[:, number] - sizes[:, number], sizes[:, number])] = values | np.uint64(number << 32)
+    set_starts = np.concatenate(([0], ends[:, -1]))
+    signed = signatures(tokens, set_starts, settings.permutations, settings.seed, settings.engine)
+    keys = band_keys(signed, bands, None if texts.scopes is None else texts.scopes[rows])
+    return pa.table(columns | {f"band_{band}": pa.array(keys[band]) for band in range(bands.bands)})
+
+
+def _slices(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The positions of all slices [starts[i], starts[i] + sizes[i]), one slice after the other."""
+    return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+
+
+_LINKS = pa.schema([pa.field("left", pa.int64()), pa.field("right", pa.int64())])
+
+
+@dataclass(frozen=True)
+class _Meet:
+    """Links each row of a bucket to the first one. Rows are numbered through all shards, without those that were not signed."""
+
+    files: list[str]
+
+    def __call__(self, parts: list[tuple[int, int, int]], folder: str) -> dict[str, Any]:
+        from datakit.dedup.verify import shared
+
+        batches = []
+        for band, number, ranges in parts:
+            name = f"band_{band}"
+            columns = [read_batches(file, columns=[name]).column(name).to_numpy() for file in self.files]
+            keys = np.concatenate(columns)
+            nodes = np.flatnonzero(keys % np.uint64(ranges) == number) if ranges > 1 else np.arange(len(keys))
+            members, begins, counts = shared(keys[nodes])
+            first = np.repeat(members[begins], counts)
+            left, right = nodes[first], nodes[members]
+            batches.append(pa.record_batch([pa.array(side[left != right]) for side in (left, right)], schema=_LINKS))
+        write_batches(storage.join(folder, "links.arrow"), batches, _LINKS)
+        return {"links": sum(batch.num_rows for batch in batches)}
+
+
+_GROUPS = pa.schema([pa.field("group", pa.int32())])
+
+
+@dataclass(frozen=True)
+class _Gather:
+    """The group of each signed row, -1 where it shares no band; one batch for each shard."""
+
+    links: list[str]
+
+    def __call__(self, sizes: list[int], folder: str) -> dict[str, Any]:
+        from datakit.dedup.verify import roots, unite
+
+        parents = np.arange(sum(sizes), dtype=np.int64)
+        for path in self.links:
+            table = read_batches(path)
+            unite(parents, table.column("left").to_numpy(), table.column("right").to_numpy())
+        component = roots(parents)
+        members = np.bincount(component, minlength=len(component))
+        leaders = np.flatnonzero(members > 1)
+        before = np.cumsum(members[leaders]) - members[leaders]
+        group = np.full(len(component), -1, np.int32)
+        group[leaders] = np.unique(before // GROUP_ROWS, return_inverse=True)[1]
+        group = group[component]
+        ends = np.cumsum([0, *sizes])
+        batches = [pa.record_batch([pa.array(group[begin:end])], schema=_GROUPS) for begin, end in pairwise(ends)]
+        write_batches(storage.join(folder, "groups.arrow"), batches, _GROUPS)
+        return {
+            "groups": int(group.max(initial=-1)) + 1,
+            "linked": int((group >= 0).sum()),
+            "largest": int(members.max(initial=0)) if len(leaders) else 0,
+        }
+
+
+@dataclass(frozen=True)
+class _Send:
+    """Writes the rows of a shard that are in a group, one batch for each group."""
+
+    carry: list[str]
+
+    def __call__(self, unit: tuple[int, str, str, str], folder: str) -> dict[str, Any]:
+        number, shard, file, groups = unit
+        group = read_batches(groups, batch=number).column("group").to_numpy()
+        linked = np.flatnonzero(group >= 0)
+        table = read_batches(file).take(linked)
+        table = table.append_column("shard", pa.array(np.full(len(linked), number)))
+        if self.carry:
+            carried = storage.read_table(shard, self.carry).take(table.column("row"))
+            for name in self.carry:
+                table = table.append_column(f"carried_{name}", carried.column(name))
+        batches, found = split_batches(table, group[linked])
+        write_batches(storage.join(folder, "rows.arrow"), batches, table.schema)
+        return {"rows": len(linked), "groups": found}
+
+
+def read_group(pieces: Sequence[Piece]) -> Group:
+    """The rows of a group, in the order of shards and rows."""
+    table = read_pieces(pieces)
+    names = table.column_names
+    values, bounds, read = [], [], 0
+    for name in names:
+        if not name.startswith("shingles_"):
+            continue
+        column = table.column(name).combine_chunks()
+        values.append(column.flatten().to_numpy())
+        offsets = column.offsets.to_numpy() - column.offsets[0].as_py() + read
+        read += len(values[-1])
+        bounds += [offsets[:-1], offsets[1:]]
+    carried = [name for name in names if name.startswith("carried_")]
+    return Group(
+        keys=np.stack([table.column(name).to_numpy() for name in names if name.startswith("band_")]),
+        values=np.concatenate(values),
+        bounds=np.stack(bounds, axis=1),
+        shard=table.column("shard").to_numpy(),
+        row=table.column("row").to_numpy(),
+        carried=table.select(carried).rename_columns([name.removeprefix("carried_") for name in carried]),
+    )

@@ -1,0 +1,1 @@
+"""Questions that personas ask about documents, written by a language model."""

@@ -1,0 +1,111 @@
+"""Who writes the answers. An engine turns conversations into answers, and tells a desk of each one as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from datakit.recipe import AnyEngine, OpenAIEngine, TransformersEngine, deciding
+from datakit.schema import digest
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is said to a model, and how many questions it is asked for."""
+
+    messages: tuple[Message, ...]
+    queries: int
+
+    def as_dicts(self) -> list[dict[str, str]]:
+        return [{"role": message.role, "content": message.content} for message in self.messages]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation with its key: the digest of everything that decides the answer."""
+
+    key: str
+    conversation: Conversation
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote. `finish_reason` is "stop", or "length" where it was cut off; lengths are in tokens."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+# Requests that are answered together: one for a server; for a model in process a fixed batch, since a text that it samples
+# changes with its neighbours.
+Batch = Sequence[Request]
+
+
+class Desk(Protocol):
+    """Where an engine asks and reports. Called from one thread at a time."""
+
+    def may_ask(self, count: int) -> bool:
+        """Whether `count` more requests may be made; False when the budget is spent. True counts them as made."""
+        ...
+
+    def answered(self, answers: Sequence[tuple[str, Answer]]) -> None:
+        """Keeps the answers of one batch, by key: from here on they are never asked for again."""
+        ...
+
+    def failed(self, key: str, kind: str) -> None:
+        """Counts a failed attempt. Kinds: rate_limited, server_error, connection, timeout, malformed."""
+        ...
+
+
+class Engine(Protocol):
+    """A language model, wherever it runs."""
+
+    def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
+        """The conversations as requests, in the batches that they are asked in. The n-th conversation is one of the requests."""
+        ...
+
+    def ask(self, batches: Sequence[Batch], desk: Desk) -> None:
+        """Asks for all of `batches`, or until the desk says no more. Raises UserError or BuildError where it cannot go on."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the engine holds."""
+        ...
+
+
+def request_key(identity: Mapping[str, Any], conversation: Conversation, **more: Any) -> str:
+    """The digest of everything that decides an answer: the engine's identity, what is said, and what else the engine names."""
+    parts = {"engine": identity, "messages": conversation.as_dicts(), "queries": conversation.queries, **more}
+    return digest("request", json.dumps(parts, sort_keys=True, ensure_ascii=False))
+
+
+def make(name: str, engine: AnyEngine, model_digest: str, seed: int) -> Engine:
+    """The engine that the recipe calls `name`. Loads no model and opens no connection yet.
+
+    `model_digest` and `seed` are part of what decides the answers of a model in process.
+    """
+    identity = deciding(engine)
+    if isinstance(engine, OpenAIEngine):
+        from datakit.synthesis.engines.openai import OpenAIChat
+
+        return OpenAIChat(name, engine, identity)
+    identity = {**identity, "model_digest": model_digest, "seed": seed}
+    if isinstance(engine, TransformersEngine):
+        from datakit.synthesis.engines.transformers import TransformersChat
+
+        return TransformersChat(name, engine, identity)
+    from datakit.synthesis.engines.vllm import VllmChat
+
+    return VllmChat(name, engine, identity)

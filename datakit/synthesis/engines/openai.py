@@ -1,0 +1,235 @@
+"""Any server that speaks OpenAI's chat API."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+
+from datakit.errors import BuildError, DatakitError, UserError
+from datakit.recipe import OpenAIEngine
+from datakit.synthesis import prompts
+from datakit.synthesis.engines import Answer, Batch, Conversation, Desk, Request, request_key
+
+log = logging.getLogger(__name__)
+
+# Seconds.
+FIRST_PAUSE, LONGEST_PAUSE, CONNECT_TIMEOUT = 0.5, 30.0, 10.0
+# Attempts at a server that has not answered anything yet: a wrong address should not cost minutes.
+FIRST_CONTACT_ATTEMPTS = 3
+# 408 and 409 say "again", 429 "later"; 5xx may pass.
+RATE_LIMITED, SERVER_ERROR, CONNECTION, TIMEOUT, MALFORMED = "rate_limited", "server_error", "connection", "timeout", "malformed"
+_AGAIN = {408: TIMEOUT, 409: SERVER_ERROR, 429: RATE_LIMITED}
+
+
+class Failed(Exception):
+    """An attempt that may be made again, after `pause` seconds if the server named them."""
+
+    def __init__(self, kind: str, text: str, pause: float | None = None) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.pause = pause
+
+
+class OpenAIChat:
+    """Requests to a server, `concurrency` at a time. Each is its own batch: nothing that stands beside it decides its answer."""
+
+    def __init__(self, name: str, config: OpenAIEngine, identity: Mapping[str, Any]) -> None:
+        self.name = name
+        self.config = config
+        self.identity = identity
+        self._reached = False
+        self._usage_missing = False
+
+    def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
+        return [(Request(request_key(self.identity, conversation), conversation),) for conversation in conversations]
+
+    def ask(self, batches: Sequence[Batch], desk: Desk) -> None:
+        run_to_end(lambda stop: self._ask(iter([request for batch in batches for request in batch]), desk, stop))
+
+    def close(self) -> None:
+        return
+
+    async def _ask(self, requests: Iterator[Request], desk: Desk, stop: asyncio.Event) -> None:
+        """Workers take one request after the other. The first error stops them all; what is on its way is finished first."""
+        errors: list[DatakitError] = []
+        # Without a key in the recipe none is sent: a key from the environment would go to a server that nobody meant.
+        key = self.config.api_key.reveal() if self.config.api_key is not None else "none"
+
+        async def work(client: openai.AsyncOpenAI) -> None:
+            for request in requests:
+                if stop.is_set() or not desk.may_ask(1):
+                    return
+                try:
+                    answer = await self._answer(client, request, desk, stop)
+                    if answer is not None:
+                        desk.answered([(request.key, answer)])
+                except DatakitError as error:
+                    errors.append(error)
+                    stop.set()
+
+        limits = openai.Timeout(self.config.timeout, connect=min(CONNECT_TIMEOUT, self.config.timeout))
+        async with openai.AsyncOpenAI(base_url=self.config.base_url, api_key=key, max_retries=0, timeout=limits) as client:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.config.concurrency):
+                    group.create_task(work(client))
+        if errors:
+            raise errors[0]
+
+    async def _answer(self, client: openai.AsyncOpenAI, request: Request, desk: Desk, stop: asyncio.Event) -> Answer | None:
+        """The answer to one request, after as many attempts as it takes; None when everything was stopped in between."""
+        for attempt in range(1, self.config.attempts + 1):
+            try:
+                return await self._attempt(client, request.conversation)
+            except Failed as failure:
+                desk.failed(request.key, failure.kind)
+                log.debug("%s: attempt %d of %d: %s: %s", self.name, attempt, self.config.attempts, failure.kind, failure)
+                nobody = failure.kind == CONNECTION and not self._reached
+                if attempt == self.config.attempts or (nobody and attempt >= FIRST_CONTACT_ATTEMPTS):
+                    raise self._given_up(attempt, failure, nobody) from failure
+                growing = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+                # What the server asked for is the least; the share at random keeps requests from coming back all at once.
+                pause = growing if failure.pause is None else failure.pause + 0.1 * growing
+                if pause > 60:
+                    log.warning("%s: the server at '%s' asks for a pause of %.0f s.", self.name, self.config.base_url, pause)
+            if await _stopped_within(stop, pause):
+                return None
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _attempt(self, client: openai.AsyncOpenAI, conversation: Conversation) -> Answer:
+        try:
+            # The client's own limit is on each read; a server that trickles would never meet it.
+            async with asyncio.timeout(self.config.timeout):
+                response = await client.chat.completions.create(**self._body(conversation))
+        except (TimeoutError, openai.APITimeoutError) as error:
+            if type(error.__cause__).__name__ == "ConnectTimeout":
+                raise Failed(CONNECTION, "the connection is not accepted") from error
+            raise Failed(TIMEOUT, f"no answer within {self.config.timeout:g} s") from error
+        except openai.APIConnectionError as error:
+            raise Failed(CONNECTION, str(error.__cause__ or error)) from error
+        except openai.APIStatusError as error:
+            self._reached = True
+            kind = _AGAIN.get(error.status_code) or (SERVER_ERROR if error.status_code >= 500 else None)
+            if kind is None or error.code == "insufficient_quota":
+                raise self._refused(error) from error
+            raise Failed(kind, _message(error), _retry_after(error.response.headers)) from error
+        except (json.JSONDecodeError, UnicodeDecodeError, openai.APIError) as error:
+            self._reached = True
+            raise Failed(MALFORMED, f"the body is no answer: {error}") from error
+        self._reached = True
+        return self._read(response, conversation)
+
+    def _body(self, conversation: Conversation) -> dict[str, Any]:
+        config = self.config
+        body: dict[str, Any] = {
+            "model": config.model,
+            "messages": conversation.as_dicts(),
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_tokens": config.max_tokens,
+        }
+        if config.structured == "json_schema":
+            wanted = {"name": "queries", "strict": True, "schema": prompts.schema(conversation.queries)}
+            body["response_format"] = {"type": "json_schema", "json_schema": wanted}
+        for field in [name for name, value in config.extra_body.items() if value is None]:
+            body.pop(field, None)
+        return {**body, "extra_body": {name: value for name, value in config.extra_body.items() if value is not None}}
+
+    def _read(self, response: Any, conversation: Conversation) -> Answer:
+        """The answer in a response. Servers send what they like, so nothing is taken for granted."""
+        choices = getattr(response, "choices", None)
+        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        if message is None:
+            raise Failed(MALFORMED, "the answer has no choices")
+        text = getattr(message, "content", None) or ""
+        if not isinstance(text, str):
+            raise Failed(MALFORMED, "the content of the answer is no text")
+        usage = getattr(response, "usage", None)
+        sizes = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+        if not all(isinstance(size, int) for size in sizes):
+            if not self._usage_missing:
+                log.warning("%s: the server tells no tokens; they are counted as a quarter of the characters.", self.name)
+            self._usage_missing = True
+            sizes = (sum(len(turn.content) for turn in conversation.messages) // 4, len(text) // 4)
+        cut = getattr(choices[0], "finish_reason", None) == "length"
+        return Answer(text, "length" if cut else "stop", *sizes)
+
+    def _refused(self, error: openai.APIStatusError) -> UserError:
+        return UserError(
+            f"engines.{self.name}: the server at '{self.config.base_url}' refuses requests for the model '{self.config.model}' "
+            f"(HTTP {error.status_code}: {_message(error)}). Check base_url, model, api_key and the sampling fields."
+        )
+
+    def _given_up(self, attempts: int, failure: Failed, nobody: bool) -> DatakitError:
+        if nobody:
+            return UserError(
+                f"engines.{self.name}: no server answers at '{self.config.base_url}' ({attempts} attempts, the last one: "
+                f"{failure.kind}: {failure}). Check base_url, and that the server runs. Finished answers are kept."
+            )
+        return BuildError(
+            f"engines.{self.name}: a request to '{self.config.base_url}' failed {attempts} times (the last time: {failure.kind}: "
+            f"{failure}). Finished answers are kept: run the same command again, or raise 'attempts' or 'timeout'."
+        )
+
+
+def run_to_end(make: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Runs a coroutine that heeds a stop signal, also where an event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(_with_signal(make, []))
+        return
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(asyncio.run, _with_signal(make, running))
+        try:
+            future.result()
+        except KeyboardInterrupt:
+            for loop, stop in running:
+                loop.call_soon_threadsafe(stop.set)
+            raise
+
+
+async def _with_signal(
+    make: Callable[[asyncio.Event], Coroutine[Any, Any, None]], running: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
+) -> None:
+    stop = asyncio.Event()
+    running.append((asyncio.get_running_loop(), stop))
+    await make(stop)
+
+
+async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _message(error: openai.APIStatusError) -> str:
+    """What the server says, in one short line."""
+    body = error.body
+    text = body.get("message") if isinstance(body, dict) else None
+    return " ".join(str(text or error.message).split())[:300]
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: Retry-After as a number or a date (RFC 9110, 10.2.3), or OpenAI's retry-after-ms."""
+    try:
+        return max(0.0, float(headers["retry-after-ms"]) / 1000)
+    except (KeyError, ValueError):
+        pass
+    value = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        date = email.utils.parsedate_tz(value)
+        return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())

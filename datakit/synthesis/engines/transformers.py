@@ -1,0 +1,191 @@
+"""A model in this process, with transformers: fixed batches, each with a seed of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datakit.assets import locate
+from datakit.errors import UserError
+from datakit.recipe import TransformersEngine
+from datakit.step import package_version
+from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
+from datakit.synthesis.engines.batches import fixed_batches, seed_of
+
+log = logging.getLogger(__name__)
+
+# What decides a sampled text besides the model's own files.
+PACKAGES = ("accelerate", "gguf", "tokenizers", "torch", "transformers")
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Any
+    tokenizer: Any
+
+
+class TransformersChat:
+    """Batched generation. A batch is derived from all requests of a shard, padded alike, and seeded by its own digest."""
+
+    def __init__(self, name: str, config: TransformersEngine, identity: Mapping[str, Any]) -> None:
+        self.name = name
+        self.config = config
+        self.identity = {**identity, "packages": {package: package_version(package) for package in PACKAGES}}
+        self._loaded: Loaded | None = None
+
+    def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
+        return fixed_batches(self.identity, conversations, self.config.batch_size)
+
+    def ask(self, batches: Sequence[Batch], desk: Desk) -> None:
+        for batch in batches:
+            if not desk.may_ask(len(batch)):
+                return
+            if self._loaded is None:
+                self._loaded = load(self.name, self.config)
+            answers = generate(self._loaded, self.config, [request.conversation for request in batch], seed_of(batch))
+            desk.answered([(request.key, answer) for request, answer in zip(batch, answers, strict=True)])
+
+    def close(self) -> None:
+        self._loaded = None
+
+
+def load(name: str, config: TransformersEngine) -> Loaded:
+    """The model and its tokenizer. A folder without one of them, or without a chat template, is a UserError."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    # datakit shows its own progress; a bar for the weights would stand in its way.
+    transformers_logging.disable_progress_bar()
+    folder = locate(config.model)
+    _check_folder(name, config, folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {"gguf_file": config.gguf} if config.gguf else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, revision=config.revision, dtype=getattr(torch, config.dtype), **options
+        )
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), "")[:300].rstrip(".")
+        raise UserError(
+            f"engines.{name}: the model '{config.model.raw}' cannot be loaded: {type(error).__name__}: {line}. Give a folder with "
+            "weights and a tokenizer, 'gguf' for a GGUF file in it, or package:NAME for one that a package carries."
+        ) from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"engines.{name}: the model '{config.model.raw}' has no chat template, so that it cannot be asked anything. "
+            "Choose a model that was tuned to follow instructions."
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    log.info("engines.%s: loaded '%s' as %s on %s.", name, config.model.raw, config.dtype, device)
+    return Loaded(model.to(device).eval(), tokenizer)
+
+
+def _check_folder(name: str, config: TransformersEngine, folder: str) -> None:
+    """A sentence for what transformers would fail on with a page, or would try to find on a hub."""
+    if not os.path.isdir(folder):
+        if os.path.exists(folder) or folder.startswith(("/", ".")):
+            what = "is a file" if os.path.exists(folder) else "does not exist"
+            raise UserError(f"engines.{name}: 'model' should be a folder with a model, and '{folder}' {what}.")
+        return
+    files = [file.name for file in Path(folder).iterdir() if file.is_file()]
+    if config.gguf is not None:
+        if config.gguf not in files:
+            there = ", ".join(sorted(file for file in files if file.endswith(".gguf"))) or "no GGUF file"
+            raise UserError(f"engines.{name}: the folder '{config.model.raw}' has no '{config.gguf}' (it has: {there}).")
+        return
+    if not any(file.endswith(_WEIGHTS) for file in files):
+        raise UserError(
+            f"engines.{name}: the folder '{config.model.raw}' has no weights: no file there ends in {', '.join(_WEIGHTS)}. "
+            "Copy the whole model there, or name another folder."
+        )
+    if not any(file.startswith(("tokenizer", "vocab", "spiece")) for file in files):
+        if ggufs := sorted(file for file in files if file.endswith(".gguf")):
+            raise UserError(f"engines.{name}: the folder '{config.model.raw}' holds a GGUF file. Add: gguf: {ggufs[0]}")
+        raise UserError(
+            f"engines.{name}: the folder '{config.model.raw}' has no tokenizer. Copy tokenizer.json and tokenizer_config.json there."
+        )
+
+
+def generate(loaded: Loaded, config: TransformersEngine, conversations: Sequence[Conversation], seed: int) -> list[Answer]:
+    """The answers to one batch. Equal batches and seeds give equal answers on one machine."""
+    import torch
+    from transformers import StoppingCriteriaList
+
+    tokenizer, model = loaded.tokenizer, loaded.model
+    texts = [
+        tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=True)
+        for conversation in conversations
+    ]
+    # The template writes the special tokens.
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+    width = inputs["input_ids"].shape[1]
+    sampling: dict[str, Any] = {"do_sample": False}
+    if config.temperature > 0:
+        sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+    enough = Enough(tokenizer, width, [conversation.queries for conversation in conversations])
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs,
+            **sampling,
+            max_new_tokens=config.max_tokens,
+            repetition_penalty=config.repetition_penalty,
+            pad_token_id=tokenizer.pad_token_id,
+            stopping_criteria=StoppingCriteriaList([enough]),
+        )
+    ends = _ends(model, tokenizer)
+    answers = []
+    for number, tokens in enumerate(output[:, width:].tolist()):
+        length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+        stopped = length < len(tokens) or tokens[-1] in ends or enough.done[number]
+        length = enough.lengths[number] or length
+        text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        prompt_tokens = int(inputs["attention_mask"][number].sum())
+        answers.append(Answer(text, "stop" if stopped else "length", prompt_tokens, length))
+    return answers
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer, and the one that fills the rest of its row."""
+    ends = model.generation_config.eos_token_id
+    return {tokenizer.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
+
+
+class Enough:
+    """Ends an answer after the last line that was asked for: small models would go on and on."""
+
+    def __init__(self, tokenizer: Any, width: int, queries: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
+        self.width = width
+        self.last_lines = [re.compile(rf"^\W*{count}\s*[.):].*\S.*\n", re.MULTILINE) for count in queries]
+        self.done = [False] * len(queries)
+        # Tokens of each answer that was ended here; 0 for the others.
+        self.lengths = [0] * len(queries)
+        self._breaks: dict[int, bool] = {}
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
+        for number, token in enumerate(input_ids[:, -1].tolist()):
+            if self.done[number] or not self._has_line_break(token):
+                continue
+            if self.last_lines[number].search(self.tokenizer.decode(input_ids[number, self.width :], skip_special_tokens=True)):
+                self.done[number] = True
+                self.lengths[number] = input_ids.shape[1] - self.width
+        return torch.tensor(self.done, device=input_ids.device)
+
+    def _has_line_break(self, token: int) -> bool:
+        if token not in self._breaks:
+            self._breaks[token] = "\n" in self.tokenizer.decode([token])
+        return self._breaks[token]

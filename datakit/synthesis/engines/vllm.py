@@ -1,0 +1,101 @@
+"""vLLM in this process: `LLM.chat` over fixed batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datakit.assets import locate
+from datakit.errors import MissingExtra, UserError
+from datakit.recipe import VllmEngine
+from datakit.step import package_version
+from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
+from datakit.synthesis.engines.batches import fixed_batches, seed_of
+
+log = logging.getLogger(__name__)
+
+# What decides a sampled text besides the model's own files.
+PACKAGES = ("torch", "transformers", "vllm")
+
+
+class VllmChat:
+    """Batches of `LLM.chat`. vLLM schedules the requests of a batch itself; each samples with a seed of its own.
+
+    Its kernels may round differently from one machine to the next, so answers are reproducible on equal hardware only.
+    """
+
+    def __init__(self, name: str, config: VllmEngine, identity: Mapping[str, Any]) -> None:
+        self.name = name
+        self.config = config
+        self.identity = {**identity, "packages": {package: package_version(package) for package in PACKAGES}}
+        self._model: Any = None
+
+    def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
+        return fixed_batches(self.identity, conversations, self.config.batch_size)
+
+    def ask(self, batches: Sequence[Batch], desk: Desk) -> None:
+        for batch in batches:
+            if not desk.may_ask(len(batch)):
+                return
+            if self._model is None:
+                self._model = load(self.name, self.config)
+            answers = generate(self._model, self.config, [request.conversation for request in batch], seed_of(batch))
+            desk.answered([(request.key, answer) for request, answer in zip(batch, answers, strict=True)])
+
+    def close(self) -> None:
+        self._model = None
+
+
+def load(name: str, config: VllmEngine) -> Any:
+    """The vllm.LLM that the recipe names; without the package a MissingExtra, and a UserError for what vLLM refuses."""
+    try:
+        import vllm
+    except ImportError as error:
+        raise MissingExtra("The engine 'vllm'", "vllm", "vllm") from error
+    folder = locate(config.model)
+    if not os.path.isdir(folder) and (os.path.exists(folder) or folder.startswith(("/", "."))):
+        what = "is a file" if os.path.exists(folder) else "does not exist"
+        raise UserError(f"engines.{name}: 'model' should be a folder with a model, and '{folder}' {what}.")
+    try:
+        model = vllm.LLM(
+            model=folder,
+            revision=config.revision,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            enable_prefix_caching=True,
+            seed=0,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        line = next(iter(str(error).strip().splitlines()), "")[:300].rstrip(".")
+        raise UserError(
+            f"engines.{name}: vLLM cannot load the model '{config.model.raw}': {type(error).__name__}: {line}. Its own log above "
+            "says more; check the folder, 'dtype' and 'max_model_len'."
+        ) from error
+    log.info("engines.%s: loaded '%s' with vLLM.", name, config.model.raw)
+    return model
+
+
+def generate(model: Any, config: VllmEngine, conversations: Sequence[Conversation], seed: int) -> list[Answer]:
+    """The answers to one batch."""
+    from vllm import SamplingParams
+
+    sampling = [
+        SamplingParams(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=config.max_tokens,
+            seed=(seed + number) % 2**31,
+            # A line more than was asked for: small models would go on and on.
+            stop=[f"\n{conversation.queries + 1}."],
+        )
+        for number, conversation in enumerate(conversations)
+    ]
+    outputs = model.chat([conversation.as_dicts() for conversation in conversations], sampling, use_tqdm=False)
+    answers = []
+    for output in outputs:
+        completion = output.outputs[0]
+        reason = "length" if completion.finish_reason == "length" else "stop"
+        answers.append(Answer(completion.text, reason, len(output.prompt_token_ids or ()), len(completion.token_ids)))
+    return answers

@@ -1,0 +1,89 @@
+"""Rows with planted duplicates, and what must hold for the survivors, worked out the slow and plain way."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from datakit.schema import content_id, digest, rows, text_id
+
+WORDS = [a + b + c for a in ("ba", "ke", "li", "mo", "nu") for b in ("ra", "te", "si", "do", "gu") for c in ("n", "s", "t", "l")]
+
+
+def row(query: str, positive: str, *, category: str = "a", number: int = 0, **more: Any) -> dict[str, Any]:
+    return {
+        "row_id": digest("row", str(number), category, query, positive),
+        "content_id": content_id(category, query, positive),
+        "query_id": text_id(query),
+        "positive_id": text_id(positive),
+        "document_id": text_id(positive),
+        "category": category,
+        "query": query,
+        "positive": positive,
+        "in_batch_negatives": True,
+    } | more
+
+
+def sentence(random: random.Random, words: int) -> list[str]:
+    return [random.choice(WORDS) for _ in range(words)]
+
+
+def changed(random: random.Random, words: Sequence[str], edits: int) -> list[str]:
+    """The words with some of them replaced."""
+    copy = list(words)
+    for _ in range(edits):
+        copy[random.randrange(len(copy))] = random.choice(WORDS)
+    return copy
+
+
+def duplicated_rows(seed: int, families: int, *, words: int = 24, members: int = 6) -> list[dict[str, Any]]:
+    """Families of texts, each a few edits from its first member; the categories a and b, and qualities with ties and gaps."""
+    draw = random.Random(seed)
+    made = []
+    for family in range(families):
+        original = sentence(draw, words + draw.randrange(12))
+        for member in range(1 + draw.randrange(members)):
+            query = " ".join(changed(draw, original, draw.randrange(3)))
+            made.append(
+                row(
+                    query,
+                    f"answer {family} {member}",
+                    category=draw.choice("ab"),
+                    number=len(made),
+                    quality=draw.choice([None, 0.25, 0.5, 1.0]),
+                )
+            )
+    draw.shuffle(made)
+    return made
+
+
+def tables(records: Sequence[dict[str, Any]], shards: int) -> list[pa.Table]:
+    """The records in so many shards."""
+    size = max(1, -(-len(records) // shards))
+    return [rows(records[first : first + size]) for first in range(0, max(1, len(records)), size)]
+
+
+def shingle_set(text: str, size: int = 3) -> set[tuple[str, ...]]:
+    """Word shingles, as Python sets."""
+    words = re.findall(r"[^\W_]+", text.casefold())
+    return {tuple(words[first : first + size]) for first in range(max(1, len(words) - size + 1))} if words else set()
+
+
+def character_set(text: str, size: int) -> set[str]:
+    """Character shingles, as Python sets."""
+    plain = " ".join(re.findall(r"[^\W_]+", text.casefold()))
+    return {plain[first : first + size] for first in range(max(1, len(plain) - size + 1))} if plain else set()
+
+
+def jaccard(left: set[Any], right: set[Any]) -> float:
+    return len(left & right) / len(left | right)
+
+
+def rank(record: dict[str, Any]) -> tuple[float, str, str]:
+    """Sorts the row that must survive first."""
+    quality = record["quality"]
+    return (-quality if quality is not None else float("inf"), record["content_id"], record["row_id"])

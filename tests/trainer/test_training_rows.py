@@ -1,0 +1,217 @@
+"""Batches out of a build."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toys import MakeBuild, row, toy_rows
+
+from datakit.errors import UserError
+from datakit.opened import Build
+from datakit.schema import EXAMPLE
+from trainer.config import DataConfig, ModelConfig
+from trainer.data import Batch, TrainingRows, candidates, plan
+from trainer.evaluation.retrieval import load_task
+from trainer.model import Encoder, load_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_base: str) -> Encoder:
+    return load_encoder(ModelConfig(base=tiny_base, query_prefix="Query ({instruction}): ", document_prefix=""))
+
+
+def opened(build: Build, folder: Path, seed: int = 0, **config: int) -> TrainingRows:
+    return TrainingRows(build, str(folder), DataConfig(**{"batch_size": 16, **config}), seed)
+
+
+def same(one: Batch, two: Batch) -> bool:
+    return all(np.array_equal(getattr(one, field.name), getattr(two, field.name)) for field in fields(Batch))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    batch=st.integers(2, 20),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 9),
+)
+def test_an_epoch_takes_each_place_of_each_group_once(sizes: list[int], batch: int, seed: int, epoch: int) -> None:
+    batches = plan(sizes, batch, seed, epoch)
+    seen = Counter((group, place) for group, start, stop in batches for place in range(start, stop))
+    assert seen == Counter((group, place) for group, size in enumerate(sizes) for place in range(size))
+    assert all(0 < stop - start <= batch for _, start, stop in batches)
+    # A group is in no more batches than its rows need, so that groups come in proportion.
+    assert Counter(group for group, _, _ in batches) == Counter({group: -(-size // batch) for group, size in enumerate(sizes)})
+    assert batches == plan(sizes, batch, seed, epoch)
+
+
+@given(epoch=st.integers(0, 50), number=st.integers(0, 5), seed=st.integers(0, 3))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_batch_is_a_function_of_seed_epoch_and_number(
+    toy_build: Build, tmp_path: Path, encoder: Encoder, epoch: int, number: int, seed: int
+) -> None:
+    one = opened(toy_build, tmp_path, seed)
+    for before in ((epoch + 1, 0), (epoch, 5 - number)):
+        one.batch(*before, encoder)
+    assert same(one.batch(epoch, number, encoder), opened(toy_build, tmp_path, seed).batch(epoch, number, encoder))
+
+
+def test_batches_are_of_one_group_and_an_epoch_holds_every_row_once(toy_build: Build, tmp_path: Path, encoder: Encoder) -> None:
+    rows = opened(toy_build, tmp_path)
+    batches = [rows.batch(3, number, encoder) for number in range(rows.batches_per_epoch)]
+    category = dict(toy_build.train.select("row_id", "category").collect().iter_rows())
+    for batch in batches:
+        assert {category[row_id] for row_id in batch.row_ids} == {batch.group}
+    assert sorted(row_id for batch in batches for row_id in batch.row_ids) == sorted(category)
+    assert [len(batch.row_ids) for batch in batches if batch.group == "things"] == [16] * 4
+    again = [rows.batch(4, number, encoder) for number in range(rows.batches_per_epoch)]
+    assert [batch.row_ids for batch in batches] != [batch.row_ids for batch in again]
+
+
+def test_positives_and_negatives_are_where_the_batch_says(toy_build: Build, tmp_path: Path, encoder: Encoder) -> None:
+    records = {record["row_id"]: record for record in toy_build.train.collect().to_dicts()}
+    batch = opened(toy_build, tmp_path).batch(0, 0, encoder)
+    assert len(set(batch.documents)) == len(batch.documents)
+    for number, row_id in enumerate(batch.row_ids):
+        assert batch.queries[number] == records[row_id]["query"]
+        assert batch.documents[batch.positive[number]] == records[row_id]["positive"]
+    texts = {each["text"] for row_id in batch.row_ids for each in records[row_id]["negatives"]}
+    positives = {records[row_id]["positive"] for row_id in batch.row_ids}
+    assert set(batch.documents) <= texts | positives
+
+
+def test_a_row_draws_so_many_negatives_and_others_in_another_epoch(
+    make_build: MakeBuild, tmp_path: Path, encoder: Encoder
+) -> None:
+    texts = [f"a {number}" for number in range(8)]
+    rows = opened(make_build([row("q", "p", negatives=texts)], []), tmp_path, negatives=3)
+    drawn = [tuple(sorted(set(rows.batch(epoch, 0, encoder).documents) - {"p"})) for epoch in range(20)]
+    assert all(len(each) == 3 and set(each) <= set(texts) for each in drawn)
+    assert len(set(drawn)) > 10
+    assert {text for each in drawn for text in each} == set(texts)
+
+
+def test_equal_queries_and_positives_are_masked_wherever_they_stand(
+    make_build: MakeBuild, tmp_path: Path, encoder: Encoder
+) -> None:
+    train = [
+        row("q1", "p1", negatives=["n1"]),
+        row("q1", "p2", negatives=["p3"]),  # p3 is a positive of q1, in a row that never shares the batch
+        row("q2", "p1", negatives=["n2"]),  # the same positive as q1's
+        row("q3", "p4", negatives=["p2"]),
+        row("q1", "p3", category="elsewhere"),
+    ]
+    rows = opened(make_build(train, []), tmp_path)
+    (batch,) = (batch for number in range(2) if (batch := rows.batch(0, number, encoder)).group == "things")
+    allowed = {
+        (query, positive): {document for document, kept in zip(batch.documents, line, strict=True) if kept}
+        for query, positive, line in zip(
+            batch.queries, (batch.documents[place] for place in batch.positive), batch.candidates, strict=True
+        )
+    }
+    everything = {"p1", "p2", "p3", "p4", "n1", "n2"}
+    assert set(batch.documents) == everything
+    assert allowed == {
+        ("q1", "p1"): everything - {"p2", "p3"},
+        ("q1", "p2"): everything - {"p1", "p3"},
+        ("q2", "p1"): everything,
+        ("q3", "p4"): everything,
+    }
+
+
+def test_a_row_without_in_batch_negatives_has_only_its_own(make_build: MakeBuild, tmp_path: Path, encoder: Encoder) -> None:
+    train = [
+        row("q1", "p1", negatives=["n1"], in_batch_negatives=False),
+        row("q2", "p2", negatives=["n2"], in_batch_negatives=False),
+        row("q3", "p3", negatives=[], in_batch_negatives=True),
+    ]
+    batch = opened(make_build(train, []), tmp_path).batch(0, 0, encoder)
+    for query, line in zip(batch.queries, batch.candidates, strict=True):
+        kept = {document for document, each in zip(batch.documents, line, strict=True) if each}
+        assert kept == ({"p1", "n1", "p2", "n2", "p3"} if query == "q3" else {query.replace("q", "p"), query.replace("q", "n")})
+
+
+@given(data=st.data(), rows=st.integers(1, 6), documents=st.integers(1, 8))
+def test_candidates_equal_the_rule_read_out_loud(data: st.DataObject, rows: int, documents: int) -> None:
+    place = st.integers(0, documents - 1)
+    positive = np.array(data.draw(st.lists(place, min_size=rows, max_size=rows)))
+    mined = data.draw(st.lists(st.lists(place, max_size=3), min_size=rows, max_size=rows))
+    in_batch = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))
+    forbidden = np.array(data.draw(st.lists(st.booleans(), min_size=rows * documents, max_size=rows * documents)))
+    forbidden = forbidden.reshape(rows, documents)
+    found = candidates(positive, mined, in_batch, forbidden)
+    for i in range(rows):
+        for j in range(documents):
+            expected = j == positive[i] or ((bool(in_batch[i]) or j in mined[i]) and not forbidden[i, j])
+            assert found[i, j] == expected
+
+
+def test_instructions_stand_before_texts_and_become_prompts(make_build: MakeBuild, tmp_path: Path, encoder: Encoder) -> None:
+    train = [
+        row("q1", "p1", instruction="find it"),
+        row("q2", "p2", instruction="find it"),
+        row("q3", "p3", category="others", instruction="name it"),
+        row("q4", "p4", category="plain"),
+    ]
+    rows = opened(make_build(train, []), tmp_path)
+    queries = {query for number in range(3) for query in rows.batch(0, number, encoder).queries}
+    assert queries == {"Query (find it): q1", "Query (find it): q2", "Query (name it): q3", "q4"}
+    assert rows.prompts(encoder) == {
+        "things": "Query (find it): ",
+        "others": "Query (name it): ",
+        "plain": "",
+        "query": "Query (find it): ",
+        "document": "",
+    }
+
+
+def test_rows_lie_in_a_mapped_file_that_leaves_nothing_behind(toy_build: Build, tmp_path: Path, encoder: Encoder) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    before = pa.total_allocated_bytes()
+    rows = opened(toy_build, folder)
+    assert os.listdir(folder) == []
+    assert pa.total_allocated_bytes() - before < 20_000
+    assert rows.batch(0, 0, encoder).queries
+
+
+def test_graded_and_empty_rows_are_left_out_with_a_line_in_the_log(
+    make_build: MakeBuild, tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = [row("q1", "p1"), row("q2", "p2", score=0.3), row("", "p3"), {**row("q4", "p4"), "positive": None}, row("q5", "p5")]
+    with caplog.at_level(logging.WARNING):
+        rows = opened(make_build(train, []), tmp_path)
+    assert len(rows) == 2
+    assert sorted(rows.batch(0, 0, encoder).queries) == ["q1", "q5"]
+    assert "3 rows are left out" in caplog.text
+
+
+def test_another_schema_version_is_an_error_with_a_name(make_build: MakeBuild, tmp_path: Path) -> None:
+    build = make_build(toy_rows(), toy_rows(), schema=EXAMPLE.with_metadata({"datakit.schema": "7"}))
+    with pytest.raises(UserError, match="schema version 7, and this trainer reads version 1"):
+        opened(build, tmp_path)
+    with pytest.raises(UserError, match="schema version 7"):
+        load_task(build)
+
+
+def test_a_missing_column_and_a_missing_part_are_errors_with_names(make_build: MakeBuild, tmp_path: Path) -> None:
+    without = EXAMPLE.remove(EXAMPLE.get_field_index("negatives"))
+    with pytest.raises(UserError, match="the column 'negatives' is missing"):
+        opened(make_build(toy_rows(), [], schema=without), tmp_path)
+    with pytest.raises(UserError, match="has no rows in 'validation'"):
+        load_task(make_build(toy_rows(), [], name="other"))
+
+
+def test_a_truncated_file_is_an_error_with_a_name(toy_build: Build, tmp_path: Path) -> None:
+    file = Path(toy_build.files("train")[0])
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"00000\.parquet' cannot be read as Parquet"):
+        opened(toy_build, tmp_path)

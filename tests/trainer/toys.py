@@ -1,0 +1,89 @@
+"""Toys for the tests of the trainer: a tiny random base, rows about coloured things, a config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+
+from datakit.opened import Build
+from datakit.schema import text_id
+from trainer.config import Config
+
+COLOURS = ["red", "green", "blue", "white", "black", "brown", "grey", "pink"]
+THINGS = ["house", "horse", "table", "river", "stone", "apple", "window", "shirt"]
+ACTS = ["burns", "falls", "grows", "sings", "turns", "opens"]
+
+MakeBuild = Callable[..., Build]
+
+
+def tiny_config(kind: str, **more: Any) -> Any:
+    settings = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1,
+        # Larger than usual, so that tokens have something to say to each other in a model that was never trained.
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    return transformers.AutoConfig.for_model(kind, **{**settings, **more})
+
+
+def save_base(folder: Path, tokenizer: transformers.PreTrainedTokenizerFast, config: Any) -> str:
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def row(query: str, positive: str, *, category: str = "things", negatives: Sequence[str] = (), **more: Any) -> dict[str, Any]:
+    """A row with the ids that its texts ask for."""
+    return {
+        "row_id": text_id(f"{category}/{query}/{positive}"), "content_id": text_id(f"{query}/{positive}"), "query_id": text_id(query),
+        "positive_id": text_id(positive), "document_id": text_id(positive), "category": category, "batch_group": category,
+        "query": query, "positive": positive, "in_batch_negatives": True,
+        "negatives": [{"id": text_id(text), "text": text, "miner": "bm25", "score": 1.0, "difficulty": 0.5} for text in negatives],
+        **more,
+    }  # fmt: skip
+
+
+def toy_rows(category: str = "things", start: int = 0) -> list[dict[str, Any]]:
+    """64 rows: a colour and a thing, asked for in one order and found in the other, with a document of another colour."""
+    return [
+        row(
+            f"what is {colour} {thing}",
+            f"the {thing} {ACTS[(one + start) % 6]} {colour}",
+            category=category,
+            negatives=[
+                f"the {thing} {ACTS[(one + start) % 6]} {COLOURS[(two + 1) % 8]}",
+                f"a {THINGS[(one + 3) % 8]} is {colour}",
+            ],
+        )
+        for one, thing in enumerate(THINGS)
+        for two, colour in enumerate(COLOURS)
+    ]
+
+
+def toy_config(base: str, **more: Any) -> Config:
+    value: dict[str, Any] = {
+        "name": "toy",
+        "seed": 5,
+        "model": {"base": base, "max_length": 24},
+        "data": {"batch_size": 16, "negatives": 1},
+        "loss": {"dimensions": [32, 8]},
+        "optimizer": {"learning_rate": 2e-3},
+        "training": {"steps": 12},
+        "checkpoint": {"every": 4},
+        "evaluation": {"bm25": False},
+    }
+    for name, part in more.items():
+        value[name] = {**value[name], **part} if isinstance(part, dict) else part
+    return Config.model_validate(value)
+
+
+def write_config(path: Path, config: Config) -> str:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    return os.fspath(path)

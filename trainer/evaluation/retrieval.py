@@ -1,0 +1,167 @@
+"""Retrieval on a build's validation split: nDCG@10 of its queries against its own corpus, for any model and for BM25."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel
+
+from datakit.assets import locate
+from datakit.errors import UserError
+from datakit.opened import Build
+from datakit.schema import text_id
+from trainer.data import part_files, usable_blocks
+
+METRIC = "ndcg@10"
+CUTOFF = 10
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Task:
+    """Q queries against N documents. A query that stands in several categories is asked in each."""
+
+    queries: list[tuple[str, str | None]]
+    documents: list[tuple[str, str | None]]
+    relevant: list[np.ndarray]
+    categories: list[str]
+    candidates: list[np.ndarray | None]  # the only documents that are ranked, for rows without in-batch negatives
+    skipped: int  # queries with nothing to rank their positives against
+
+
+class CategoryResult(BaseModel):
+    score: float
+    rows: int
+
+
+class Result(BaseModel):
+    """nDCG@10: the mean over all queries, and by category."""
+
+    score: float
+    categories: dict[str, CategoryResult]
+
+
+def load_task(build: Build) -> Task:
+    """The validation rows of a build: the corpus is all their different positives and negatives.
+
+    Every positive of an equal query is relevant. Where a row wants no in-batch negatives (classification), only its own positives
+    and negatives are ranked. Queries and documents go by id, so that ties favour nobody.
+    """
+    documents: dict[str, tuple[str, str | None]] = {}
+    queries: dict[tuple[str, str], tuple[str, str | None]] = {}
+    positives: dict[str, set[str]] = {}
+    limited: dict[tuple[str, str], set[str]] = {}
+    for block in usable_blocks(part_files(build, "validation")):
+        for row in block.to_pylist():
+            query = row["query_id"] or text_id(row["query"])
+            place = (row["category"], query)
+            queries.setdefault(place, (row["query"], row["instruction"]))
+            texts = [(row["positive_id"], row["positive"]), *((each["id"], each["text"]) for each in row["negatives"] or [])]
+            ids = [key or text_id(text) for key, text in texts if text]
+            documents |= {key: (text, row["document_instruction"]) for key, (_, text) in zip(ids, texts, strict=True)}
+            positives.setdefault(query, set()).add(ids[0])
+            if row["in_batch_negatives"] is False:
+                limited.setdefault(place, set()).update(ids)
+    number = {key: position for position, key in enumerate(sorted(documents))}
+    places = [place for place in sorted(queries) if place not in limited or not limited[place] <= positives[place[1]]]
+
+    def numbers(ids: set[str]) -> np.ndarray:
+        return np.array(sorted(number[key] for key in ids if key in number), np.int64)
+
+    return Task(
+        queries=[queries[place] for place in places],
+        documents=[documents[key] for key in sorted(documents)],
+        relevant=[numbers(positives[place[1]]) for place in places],
+        categories=[place[0] for place in places],
+        candidates=[numbers(limited[place] | positives[place[1]]) if place in limited else None for place in places],
+        skipped=len(queries) - len(places),
+    )
+
+
+def ndcg(scores: np.ndarray, relevant: np.ndarray, cutoff: int = CUTOFF) -> float:
+    """nDCG@cutoff of scores [N] with binary relevance (Järvelin & Kekäläinen 2002): gain 1, discount log2(rank + 1).
+
+    Equal scores are ranked by position. Documents at -inf are not ranked.
+    """
+    order = np.argsort(-scores, kind="stable")[:cutoff]
+    order = order[np.isfinite(scores[order])]
+    discounts = 1.0 / np.log2(np.arange(2, cutoff + 2))
+    gains = discounts[: len(order)][np.isin(order, relevant)].sum()
+    return float(gains / discounts[: min(cutoff, len(relevant))].sum())
+
+
+def result(task: Task, blocks: Iterator[np.ndarray]) -> Result:
+    """The result of scores that come in blocks of rows [.., N], in the order of the queries."""
+    values: list[float] = []
+    for block in blocks:
+        for scores in block:
+            place = len(values)
+            if (own := task.candidates[place]) is not None:
+                scores = np.where(np.isin(np.arange(len(scores)), own), scores, -np.inf)
+            values.append(ndcg(scores, task.relevant[place]))
+    by_category: dict[str, list[float]] = {}
+    for category, value in zip(task.categories, values, strict=True):
+        by_category.setdefault(category, []).append(value)
+    return Result(
+        score=float(np.mean(values)),
+        categories={
+            name: CategoryResult(score=float(np.mean(found)), rows=len(found)) for name, found in sorted(by_category.items())
+        },
+    )
+
+
+def evaluate_vectors(task: Task, queries: np.ndarray, documents: np.ndarray, dimensions: Sequence[int]) -> dict[int, Result]:
+    """The result at each dimension: vectors [Q, d] and [N, d] cut to their first components, cosine."""
+    results = {}
+    for dimension in dimensions:
+        q, d = unit(queries[:, :dimension]), unit(documents[:, :dimension])
+        results[dimension] = result(task, (q[start : start + BLOCK] @ d.T for start in range(0, len(q), BLOCK)))
+    return results
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12), np.float32)
+
+
+def evaluate_bm25(task: Task) -> Result:
+    """BM25 (bm25s, k1 1.5, b 0.75, words in lower case) on the bare texts."""
+    import bm25s
+
+    def words(texts: list[tuple[str, str | None]]) -> list[list[str]]:
+        found = bm25s.tokenize([text for text, _ in texts], stopwords=None, return_ids=False, show_progress=False)
+        return [list(each) for each in found]
+
+    index = bm25s.BM25(k1=1.5, b=0.75)
+    index.index(words(task.documents), show_progress=False)
+    scores = (index.get_scores(query) if query else np.zeros(len(task.documents)) for query in words(task.queries))
+    return result(task, (row[None, :] for row in scores))
+
+
+def evaluate_model(build: Build, name: str, dimensions: Sequence[int]) -> dict[int, Result]:
+    """Any sentence-transformers model on the validation split of a build, at each dimension, widest first."""
+    return evaluate_encoder(load_task(build), name, sorted(set(dimensions), reverse=True))
+
+
+def evaluate_encoder(task: Task, name: str, dimensions: Sequence[int] = ()) -> dict[int, Result]:
+    """Any sentence-transformers model with its own prompts; at its own dimension where none is given."""
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(locate(name))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"The encoder '{name}' could not be loaded: {reason}") from error
+    width = int(model.get_embedding_dimension() or 0)
+    if too_wide := [dimension for dimension in dimensions if dimension > width]:
+        raise UserError(f"Dimension {max(too_wide)} is above that of the model '{name}', which is {width}.")
+
+    # A model of ours has a prompt for each category; another may have one for all queries, or none.
+    prompts = [model.prompts.get(category, model.prompts.get("query", "")) for category in task.categories]
+    queries = np.zeros((len(prompts), width), np.float32)
+    for prompt in sorted(set(prompts)):
+        places = [place for place, each in enumerate(prompts) if each == prompt]
+        queries[places] = model.encode([task.queries[place][0] for place in places], prompt=prompt, show_progress_bar=False)
+    documents = model.encode_document([text for text, _ in task.documents], show_progress_bar=False)
+    return evaluate_vectors(task, queries, np.asarray(documents), dimensions or [width])
