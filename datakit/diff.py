@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 1_000_000
 
 @dataclass(frozen=True)
 class Change:
-    """A key whose value differs; None where one side does not have it."""
+    """A key whose value differs; None where one side does not have it, or has null there."""
 
     key: str
     before: Any

@@ -106,7 +106,7 @@ class Build:
         )
 
     def _repr_html_(self) -> str:
-        heads = ("category", "made", "rejected", "not sampled", "train", "validation")
+        heads = ("category", "rows in", "rejected", "not sampled", "train", "validation")
         lines = [
             (name, entry.created, sum(entry.rejected.values()), entry.not_sampled, entry.train, entry.validation)
             for name, entry in self.manifest.categories.items()

@@ -118,13 +118,13 @@ def _sections(build: Build) -> list[str]:
         sections.append(manifest.description.strip())
     sections.append(
         f"Version `{manifest.version}`, made by datakit {manifest.datakit}: {totals.train:,} rows to train on, "
-        f"{totals.validation:,} to measure on, no document in both. {totals.created:,} rows were made; {totals.rejected:,} were "
+        f"{totals.validation:,} to measure on, no document in both. {totals.created:,} rows came in; {totals.rejected:,} were "
         f"rejected and stand in `rejected/`, each with its reason; {totals.not_sampled:,} were in order and not drawn. "
         "`report.html` shows all of it."
     )
     sections.append(_loading(build))
     sections.append("## Categories\n\n" + _table(
-        ["category", "task", "made", "rejected", "not sampled", "train", "validation", "languages"],
+        ["category", "task", "rows in", "rejected", "not sampled", "train", "validation", "languages"],
         [
             [name, entry.task, entry.created, sum(entry.rejected.values()), entry.not_sampled, entry.train, entry.validation,
              ", ".join(entry.languages[:5])]
@@ -149,7 +149,7 @@ def _sections(build: Build) -> list[str]:
     if manifest.models:
         sections.append("## Models\n\n" + _table(
             ["used as", "model", "digest"],
-            [[place, f"`{model.model}`", f"`{model.digest or 'unknown'}`"] for place, model in manifest.models.items()],
+            [[place, f"`{model.model}`", f"{model.digest or ''}"] for place, model in manifest.models.items()],
         ))  # fmt: skip
     if manifest.spent.requests:
         money = "".join(f", {amount:,.2f} {currency}" for currency, amount in manifest.spent.money.items())

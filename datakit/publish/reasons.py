@@ -26,8 +26,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "document_too_short": ("The document is too short.", "length {value}, and at least {threshold} is asked for"),
     "document_too_long": ("The document is too long.", "length {value}, and at most {threshold} is allowed"),
     # language and content
-    "wrong_language": ("The query is in a language that the recipe does not allow.", "confidence {value}"),
-    "wrong_positive_language": ("The document is in a language that the recipe does not allow.", "confidence {value}"),
+    "wrong_language": ("The query is in a language that the recipe does not allow.", "{detail}, with confidence {value}"),
+    "wrong_positive_language": (
+        "The document is in a language that the recipe does not allow.",
+        "{detail}, with confidence {value}",
+    ),
     "unknown_language": ("The text is too short, or too mixed, to tell its language.", "confidence {value}"),
     "code_switched": ("The text changes its language on the way.", "share {value}, and {threshold} is allowed"),
     "toxic": ("The text is toxic.", "toxicity {value}, and less than {threshold} is allowed"),
@@ -48,15 +51,17 @@ WORDS: dict[str, tuple[str, str]] = {
 def in_words(reason: str, value: float | None = None, threshold: float | None = None, detail: str | None = None) -> str:
     """A sentence for a reason, with its numbers and its detail where it has them."""
     sentence, comparison = WORDS.get(reason, (f"{reason}.", "value {value}, threshold {threshold}"))
-    if value is None or ("{threshold}" in comparison and threshold is None):
+    known = {"value": value, "threshold": threshold, "detail": detail}
+    if any(f"{{{name}}}" in comparison and found is None for name, found in known.items()):
         comparison = ""
-    numbers = comparison.format(value=number(value), threshold=number(threshold))
-    said = [text for text in (numbers, detail) if text]
+    digits = next((digits for digits in range(3, 9) if number(value, digits) != number(threshold, digits)), 3)
+    numbers = comparison.format(value=number(value, digits), threshold=number(threshold, digits), detail=detail)
+    said = [text for text in (numbers, None if "{detail}" in comparison else detail) if text]
     return f"{sentence.removesuffix('.')} ({'; '.join(said)})." if said else sentence
 
 
-def number(value: float | None) -> str:
-    """A whole number as it is, another with three significant digits."""
+def number(value: float | None, digits: int = 3) -> str:
+    """A whole number as it is, another with so many significant digits."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.{digits}g}"

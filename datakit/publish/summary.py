@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.padding import Padding
 from rich.text import Text
 
 from datakit.opened import Build
 
+HEADINGS = ("rows in", "rejected", "not sampled", "train", "validation")
+
 
 def summary(build: Build) -> RenderableType:
-    """The table of a build, with its totals; made to be read at 100 columns."""
+    """The table of a build, with its totals; made to be read at 100 columns.
+
+    The reasons of a category stand below its numbers, over the whole width: a column of them would be too narrow to read.
+    """
     manifest, totals = build.manifest, build.manifest.totals
-    table = Table(title=f"{manifest.name} {manifest.version}", title_justify="left", box=box.SIMPLE_HEAD, show_footer=True)
-    table.add_column("category", footer="all", overflow="fold", min_width=12)
-    table.add_column("rows in", footer=f"{totals.created:,}", justify="right", no_wrap=True)
     reasons: Counter[str] = Counter()
-    for entry in manifest.categories.values():
-        reasons.update(entry.rejected)
-    table.add_column("rejected", footer=f"{totals.rejected:,}", justify="right", no_wrap=True)
-    table.add_column("by reason", footer=_reasons(reasons), ratio=1, overflow="fold")
-    table.add_column("not sampled", footer=f"{totals.not_sampled:,}", justify="right", min_width=7)
-    table.add_column("train", footer=f"{totals.train:,}", justify="right", no_wrap=True)
-    table.add_column("validation", footer=f"{totals.validation:,}", justify="right", no_wrap=True)
+    lines: list[tuple[str, Mapping[str, int], tuple[int, ...]]] = []
     for name, entry in manifest.categories.items():
-        table.add_row(
-            Text(name),
-            f"{entry.created:,}",
-            f"{sum(entry.rejected.values()):,}",
-            _reasons(entry.rejected),
-            f"{entry.not_sampled:,}",
-            f"{entry.train:,}",
-            f"{entry.validation:,}",
-        )
-    parts: list[RenderableType] = [table]
+        reasons.update(entry.rejected)
+        rejected = sum(entry.rejected.values())
+        lines.append((name, entry.rejected, (entry.created, rejected, entry.not_sampled, entry.train, entry.validation)))
+    whole = (totals.created, totals.rejected, totals.not_sampled, totals.train, totals.validation)
+    lines.append(("all", reasons, whole))
+    width = max(len(name) for name, *_ in lines)
+    heading = " " * width + "".join(f"{title:>{_width(title)}}" for title in HEADINGS)
+    parts: list[RenderableType] = [
+        Text(f"{manifest.name} {manifest.version}", style="bold"),
+        Text(),
+        Text(heading, style="dim", no_wrap=True),
+    ]
+    for place, (name, by_reason, numbers) in enumerate(lines, start=1):
+        if place == len(lines):
+            parts.append(Text("─" * len(heading), style="dim", no_wrap=True))
+        said = "".join(f"{number:>{_width(title)},}" for title, number in zip(HEADINGS, numbers, strict=True))
+        parts.append(Text.assemble((f"{name:<{width}}", "bold"), said, no_wrap=True))
+        if by_reason:
+            parts.append(Padding(Text(_reasons(by_reason), style="dim"), (0, 0, 0, 4)))
+    parts.append(Text())
     spent = manifest.spent
     if spent.requests:
         money = "".join(f", {amount:,.2f} {currency}" for currency, amount in spent.money.items())
@@ -46,7 +52,11 @@ def summary(build: Build) -> RenderableType:
     return Group(*parts)
 
 
-def _reasons(counts: dict[str, int]) -> Text:
+def _width(title: str) -> int:
+    return max(len(title), 9) + 3
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
     """Reasons with their rows, the most frequent first: "near_duplicate 34, too_short 12"."""
     lines = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return Text(", ".join(f"{reason} {rows:,}" for reason, rows in lines))
+    return ", ".join(f"{reason} {rows:,}" for reason, rows in lines)

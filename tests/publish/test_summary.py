@@ -34,8 +34,9 @@ def test_it_is_whole_at_100_columns(build: Build) -> None:
     for name, entry in build.manifest.categories.items():
         row = next(line for line in text if line.strip().startswith(name))
         numbers = [int(word) for word in re.findall(r"(?<=\s)\d+(?=\s|$)", row)]
-        assert numbers[:2] == [entry.created, sum(entry.rejected.values())]
-        assert numbers[-3:] == [entry.not_sampled, entry.train, entry.validation]
+        assert numbers == [
+            entry.created, sum(entry.rejected.values()), entry.not_sampled, entry.train, entry.validation,
+        ]  # fmt: skip
     total = next(line for line in text if line.strip().startswith("all "))
     assert str(build.manifest.totals.created) in total
     flat = re.sub(r"\s+", " ", " ".join(text))
@@ -55,6 +56,8 @@ def test_every_reason_reads_as_a_sentence_with_and_without_numbers() -> None:
             assert text.endswith(".")
             assert "{" not in text
     assert in_words("query_too_short", 1.0, 2.0) == "The query is too short (length 1, and at least 2 is asked for)."
+    assert "0.30004 of its words are repeated, and 0.3 is allowed" in in_words("repetitive", 0.30004, 0.3)
+    assert "does not allow (it, with confidence 0.578)." in in_words("wrong_language", 0.578, 0.5, "it")
     assert in_words("near_duplicate", 0.8765, 0.8).endswith("(similarity 0.876, and 0.8 makes a duplicate).")
 
 
