@@ -99,8 +99,12 @@ class CheckpointConfig(Model):
 
 
 class EvaluationConfig(Model):
-    """What stands beside the trained model on the validation split."""
+    """What of the validation split is measured, and what stands beside the trained model."""
 
+    queries: int | None = Field(None, ge=1, description="At most so many queries, drawn by their digest; all when absent.")
+    documents: int | None = Field(
+        None, ge=1, description="At most so many documents; the positives of the queries are always there."
+    )
     bm25: bool = True
     encoders: list[Path] = Field([], description="sentence-transformers models: names, folders, or package:NAME/inner/path.")
 

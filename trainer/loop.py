@@ -38,15 +38,17 @@ def train(config: Config, build: Build, output: str | None, console: Console) ->
         return run, Metrics.model_validate(storage.read_json(run.path("metrics.json")))
 
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling fresh memory with NaN finds bugs; here it would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     encoder = load_encoder(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
     encoder.compute = compute_type(config.training.precision, encoder.device)
     dimensions = matryoshka_dimensions(config, encoder)
-    task = retrieval.load_task(build)
+    task = retrieval.load_task(build, config.evaluation.queries, config.evaluation.documents)
     rows = TrainingRows(build, run.folder, config.data, config.seed)
     steps = config.training.steps or steps_of_an_epoch(config, rows) * (config.training.epochs or 0)
     log.info("%d rows in %d groups, %d steps; %s on %s", len(rows), len(rows.groups), steps, encoder.compute, encoder.device)
 
-    before = measured_before(run, encoder, task, dimensions)
+    before, beside = measured_before(run, encoder, task, dimensions)
     optimizer = make_optimizer(config, encoder)
     done = checkpoint.restore(run.path("checkpoints"), encoder, optimizer)
     if done:
@@ -63,7 +65,7 @@ def train(config: Config, build: Build, output: str | None, console: Console) ->
             advance(step + 1, statistics)
 
     export(encoder, run.path("model"), rows.prompts(encoder), run.title, build.version, dimensions)
-    log.info("Measuring the trained model and what stands beside it")
+    log.info("Measuring the trained model")
     metrics = Metrics(
         name=config.name,
         version=run.version,
@@ -74,7 +76,7 @@ def train(config: Config, build: Build, output: str | None, console: Console) ->
         skipped=task.skipped,
         before=before,
         after=measure(encoder, task, dimensions),
-        beside=measured_beside(config, task),
+        beside=beside,
     )
     widest = max(dimensions)
     scores = evaluation(run.title, build.version, metrics.after[widest], metrics.before[widest])
@@ -178,15 +180,17 @@ def matryoshka_dimensions(config: Config, encoder: Encoder) -> list[int]:
     return dimensions
 
 
-def measured_before(run: Run, encoder: Encoder, task: Task, dimensions: list[int]) -> dict[int, Result]:
-    """The results of the base as it came, measured once and kept."""
+def measured_before(run: Run, encoder: Encoder, task: Task, dimensions: list[int]) -> tuple[dict[int, Result], dict[str, Result]]:
+    """The results of the base as it came, and of what stands beside it: measured once, before the training, and kept."""
     path = run.path("before.json")
     if not os.path.isfile(path):
-        log.info("Measuring the base: %d queries against %d documents", len(task.queries), len(task.documents))
-        results = measure(encoder, task, dimensions)
-        storage.write_json(path, {str(dimension): found.model_dump(mode="json") for dimension, found in results.items()})
-    found = storage.read_json(path)
-    return {dimension: Result.model_validate(found[str(dimension)]) for dimension in dimensions}
+        log.info("Measuring before training: %d queries against %d documents", len(task.queries), len(task.documents))
+        beside = {name: found.model_dump(mode="json") for name, found in measured_beside(run.config, task).items()}
+        base = {str(dimension): found.model_dump(mode="json") for dimension, found in measure(encoder, task, dimensions).items()}
+        storage.write_json(path, {"before": base, "beside": beside})
+    kept = storage.read_json(path)
+    before = {dimension: Result.model_validate(kept["before"][str(dimension)]) for dimension in dimensions}
+    return before, {name: Result.model_validate(each) for name, each in kept["beside"].items()}
 
 
 def measure(encoder: Encoder, task: Task, dimensions: list[int]) -> dict[int, Result]:

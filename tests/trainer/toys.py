@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from datakit.opened import Build
 from datakit.schema import text_id
+from trainer.cli import main
 from trainer.config import Config
 
 COLOURS = ["red", "green", "blue", "white", "black", "brown", "grey", "pink"]
@@ -87,3 +89,10 @@ def toy_config(base: str, **more: Any) -> Config:
 def write_config(path: Path, config: Config) -> str:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     return os.fspath(path)
+
+
+def command_line(arguments: list[str]) -> None:
+    """`trainer ARGUMENTS` in this process, on one thread: the number of threads decides the last bits."""
+    torch.set_num_threads(1)
+    sys.argv = ["trainer", *arguments]
+    main()

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from datakit.assets import locate
 from datakit.errors import UserError
 from datakit.opened import Build
-from datakit.schema import text_id
+from datakit.schema import digest, text_id
 from trainer.data import part_files, usable_blocks
 
 METRIC = "ndcg@10"
@@ -43,8 +43,10 @@ class Result(BaseModel):
     categories: dict[str, CategoryResult]
 
 
-def load_task(build: Build) -> Task:
+def load_task(build: Build, most_queries: int | None = None, most_documents: int | None = None) -> Task:
     """The validation rows of a build: the corpus is all their different positives and negatives.
+
+    With limits: the queries, and beside their positives the documents, of the lowest digests.
 
     Every positive of an equal query is relevant. Where a row wants no in-batch negatives (classification), only its own positives
     and negatives are ranked. Queries and documents go by id, so that ties favour nobody.
@@ -64,19 +66,26 @@ def load_task(build: Build) -> Task:
             positives.setdefault(query, set()).add(ids[0])
             if row["in_batch_negatives"] is False:
                 limited.setdefault(place, set()).update(ids)
-    number = {key: position for position, key in enumerate(sorted(documents))}
     places = [place for place in sorted(queries) if place not in limited or not limited[place] <= positives[place[1]]]
+    skipped = len(queries) - len(places)
+    places = sorted(sorted(places, key=lambda place: digest("queries", *place))[:most_queries])
+    needed = {key for place in places for key in positives[place[1]]}
+    others = sorted((key for key in documents if key not in needed), key=lambda key: digest("documents", key))
+    if most_documents is not None:
+        others = others[: max(0, most_documents - len(needed))]
+    corpus = sorted([*needed, *others])
+    number = {key: position for position, key in enumerate(corpus)}
 
     def numbers(ids: set[str]) -> np.ndarray:
         return np.array(sorted(number[key] for key in ids if key in number), np.int64)
 
     return Task(
         queries=[queries[place] for place in places],
-        documents=[documents[key] for key in sorted(documents)],
+        documents=[documents[key] for key in corpus],
         relevant=[numbers(positives[place[1]]) for place in places],
         categories=[place[0] for place in places],
         candidates=[numbers(limited[place] | positives[place[1]]) if place in limited else None for place in places],
-        skipped=len(queries) - len(places),
+        skipped=skipped,
     )
 
 
