@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,23 @@ def table(pairs: list[tuple[str, str]], category: str = "medical-qa") -> pa.Tabl
     )
 
 
-PAIRS = [(f"question {n % 11} about {'thing ' * (n % 5)}", f"answer {n % 17} " + "word " * (n % 23)) for n in range(60)]
-TABLES = [table(PAIRS[:25]), table(PAIRS[25:]), schema.EXAMPLE.empty_table()]
+PAIRS = [(f"question {n % 11} about {'thing ' * (n % 5)}", f"answer {n % 17} " + "word " * (n % 23)) for n in range(40)]
+TABLES = [table(PAIRS[:15]), table(PAIRS[15:]), schema.EXAMPLE.empty_table()]
 
 
 def step(tmp_path: Path, tables: list[pa.Table] = TABLES) -> Step:
     return embed.embed_step("embed", encoder(), (rows_step(tables),), Assets(str(tmp_path)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny batches on a busy machine spend their time waiting for the second thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

