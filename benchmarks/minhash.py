@@ -2,8 +2,8 @@
 
     python benchmarks/minhash.py --data FOLDER [--runs 3] [--out benchmarks/minhash.md]
 
-FOLDER holds train/medquad.jsonl (default: the variable DATAKIT_REAL_DATA). Both sides get the same texts, the same shingles (three
-words), the same number of permutations and the same bands, and run by turns in one process. datasketch signs with
+FOLDER holds train/medquad.jsonl (default: the variable DATAKIT_REAL_DATA). Both sides get the same texts, the same shingles of
+three words, the same number of permutations and the same bands, and run by turns in one process. datasketch signs with
 `MinHash.bulk`, its fastest way, and verifies with Python sets. Recall counts pairs before survivors are chosen; brute force
 intersects all pairs of shingle sets, as strings, by a product of sparse matrices.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import regex
 from datasketch import MinHash, MinHashLSH
 from scipy import sparse
 
@@ -31,7 +31,8 @@ from datakit.dedup.signatures import Bands, bands_for
 from datakit.dedup.verify import buckets
 from datakit.recipe import MinHashDedup
 
-WORD = re.compile(r"[^\W_]+")
+# The words of datakit.dedup.shingles.
+WORD = regex.compile(r"[\p{L}\p{M}\p{N}_]+|[\p{S}#%&*/@\\]")
 Pairs = dict[tuple[int, int], float]
 
 

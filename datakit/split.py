@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datakit import storage
-from datakit.dedup.candidates import Texts, find, read_group
-from datakit.dedup.exchange import Piece, read_batches, write_batches
+from datakit import exchange, storage
+from datakit.dedup.candidates import Sent, Texts, find, read_group, warn_of_cuts
 from datakit.errors import BuildError
+from datakit.filters.sides import positive_is_label
 from datakit.recipe import MinHashDedup, Model, Split
 from datakit.schema import digest
 from datakit.step import Step, Work, count_categories, write_rows
@@ -55,16 +54,19 @@ def _work(work: Work) -> None:
     assert isinstance(parameters, SplitParameters)
     sizes = [rows for source in work.inputs for rows in source.report.shard_rows]
     work.map("ids", _write_ids, work.shards)
-    ids = [work.files("ids", number, "ids.arrow") for number in range(len(sizes))]
+    ids = [work.files("ids", number, "ids.parquet") for number in range(len(sizes))]
     links: list[str] = []
     if parameters.split.validation > 0:
-        columns = ["query", "positive", "query_id", "positive_id", "in_batch_negatives"]
+        columns = ["query", "positive", "query_id", "positive_id", "label", "in_batch_negatives"]
         found = find(work, parameters.near, split_texts, columns, ["row_id"])
         bases = np.cumsum([0, *sizes]).tolist()
         results = work.map("near", _Link(parameters.near.threshold, bases), found.groups)
-        links = [work.files("near", number, "links.arrow") for number in range(len(results))]
-        work.notes["near_duplicates"] = found.notes | {"comparisons_cut": sum(result["cut"] for result in results)}
+        links = [work.files("near", number, "links.parquet") for number in range(len(results))]
+        cut = sum(int(result["cut"]) for result in results)
+        work.notes["near_duplicates"] = found.notes | {"comparisons_cut": cut}
+        warn_of_cuts(work.step.name, cut)
     (notes,) = work.map("sides", _Sides(parameters.split, parameters.seed, ids, links), [sizes])
+    sent = notes.pop("sizes")
     work.notes |= notes
     if notes["forced_to_train"]["components"]:
         log.warning(
@@ -73,17 +75,13 @@ def _work(work: Work) -> None:
             notes["forced_to_train"]["rows"],
             parameters.split.max_group_fraction,
         )
-    sides = work.files("sides", 0, "sides.arrow")
-    work.finish("rows", work.map("rows", _write_sides, [(shard, sides, number) for number, shard in enumerate(work.shards)]))
-
-
-def _is_label(table: pa.Table) -> pa.ChunkedArray:
-    return pc.equal(table.column("in_batch_negatives"), False).fill_null(False)
+    write = _WriteSides(work.files("sides", 0, "sides.parquet"), sent)
+    work.finish("rows", work.map("rows", write, list(enumerate(work.shards))))
 
 
 def split_texts(table: pa.Table) -> Texts:
     """The text that tells where a row is from: its positive, or the query where the positive is a label; equal texts once."""
-    is_label = _is_label(table)
+    is_label = pa.array(positive_is_label(table))
     text = pc.if_else(is_label, table.column("query"), table.column("positive"))
     text_id = pc.if_else(is_label, table.column("query_id"), table.column("positive_id"))
     indices = text_id.combine_chunks().dictionary_encode().indices
@@ -92,13 +90,13 @@ def split_texts(table: pa.Table) -> Texts:
     return Texts([text], included=first | pc.is_null(text_id).to_numpy())
 
 
-_IDS = pa.schema([pa.field(name, pa.uint64()) for name in ("document", "query", "positive")])
+_IDS = ("document", "query", "positive")
 
 
 def _write_ids(shard: str, folder: str) -> dict[str, Any]:
     """The ids of a shard's rows as 64-bit numbers; null where a row has none, or where it does not bind the row."""
-    table = storage.read_table(shard, ["row_id", "document_id", "query_id", "positive_id", "in_batch_negatives"])
-    is_label = _is_label(table)
+    table = storage.read_table(shard, ["row_id", "document_id", "query_id", "positive_id", "label", "in_batch_negatives"])
+    is_label = pa.array(positive_is_label(table))
     none = pa.scalar(None, pa.string())
     positive = pc.if_else(is_label, none, table.column("positive_id"))
     # A document that is only the label's text is none.
@@ -106,7 +104,7 @@ def _write_ids(shard: str, folder: str) -> dict[str, Any]:
     document = pc.if_else(own, none, table.column("document_id"))
     document = pc.coalesce(document, positive, table.column("query_id"), table.column("row_id"))
     columns = [_numbers(column) for column in (document, table.column("query_id"), positive)]
-    write_batches(storage.join(folder, "ids.arrow"), [pa.record_batch(columns, schema=_IDS)], _IDS)
+    storage.write_table(storage.join(folder, "ids.parquet"), pa.table(columns, names=_IDS))
     return {"rows": table.num_rows}
 
 
@@ -118,9 +116,6 @@ def _numbers(ids: pa.ChunkedArray) -> pa.Array:
     return pa.array(numbers, pa.uint64()).take(encoded.indices)
 
 
-_LINKS = pa.schema([pa.field("left", pa.int64()), pa.field("right", pa.int64())])
-
-
 @dataclass(frozen=True)
 class _Link:
     """Links rows of a group whose texts are near duplicates: each to the first of its component, by their numbers in all rows."""
@@ -128,10 +123,10 @@ class _Link:
     threshold: float
     bases: list[int]
 
-    def __call__(self, pieces: list[Piece], folder: str) -> dict[str, Any]:
+    def __call__(self, sent: Sent, folder: str) -> dict[str, Any]:
         from datakit.dedup.verify import MAX_COMPARISONS, buckets, connected
 
-        group = read_group(pieces)
+        group = read_group(sent)
         order = pc.sort_indices(group.carried.column("row_id")).to_numpy().astype(np.int64)
         met = buckets(group.keys[:, order])
         first, cut = connected(
@@ -139,12 +134,9 @@ class _Link:
         )
         number = (np.array(self.bases)[group.shard] + group.row)[order]
         linked = np.flatnonzero(first != np.arange(len(first)))
-        batch = pa.record_batch([pa.array(number[first[linked]]), pa.array(number[linked])], schema=_LINKS)
-        write_batches(storage.join(folder, "links.arrow"), [batch], _LINKS)
+        links = pa.table({"left": number[first[linked]], "right": number[linked]})
+        storage.write_table(storage.join(folder, "links.parquet"), links)
         return {"rows": len(order), "cut": int(cut)}
-
-
-_SIDES = pa.schema([pa.field("validation", pa.bool_())])
 
 
 @dataclass(frozen=True)
@@ -159,14 +151,14 @@ class _Sides:
     def __call__(self, sizes: list[int], folder: str) -> dict[str, Any]:
         from datakit.dedup.verify import roots, unite
 
-        columns = {name: self._column(name) for name in _IDS.names}
+        columns = {name: self._column(name) for name in _IDS}
         document, *texts = _nodes(list(columns.values()))
         parents = np.arange(1 + max(int(nodes.max(initial=-1)) for nodes in (document, *texts)), dtype=np.int64)
         for nodes in texts:
             bound = nodes >= 0
             unite(parents, document[bound], nodes[bound])
         for path in self.links:
-            table = read_batches(path)
+            table = storage.read_table(path)
             unite(parents, document[table.column("left").to_numpy()], document[table.column("right").to_numpy()])
         component = roots(parents)
         rows = np.bincount(component[document], minlength=len(parents))
@@ -180,12 +172,12 @@ class _Sides:
         chosen[components] = [self.draw(key) < self.split.validation for key in keys]
         chosen[forced] = False
         validation = chosen[component[document]]
-        for name, nodes in zip(_IDS.names, (document, *texts), strict=True):
+        for name, nodes in zip(_IDS, (document, *texts), strict=True):
             check_apart(name, nodes, validation)
-        ends = np.cumsum([0, *sizes])
-        batches = [pa.record_batch([pa.array(validation[begin:end])], schema=_SIDES) for begin, end in pairwise(ends)]
-        write_batches(storage.join(folder, "sides.arrow"), batches, _SIDES)
+        shards = np.repeat(np.arange(len(sizes)), sizes)
+        path = storage.join(folder, "sides.parquet")
         return {
+            "sizes": exchange.scatter(path, pa.table({"validation": validation}), shards, len(sizes)),
             "documents": len(documents),
             "components": len(components),
             "largest_component_rows": int(rows.max(initial=0)),
@@ -198,9 +190,8 @@ class _Sides:
         return int(digest("split", str(self.seed), f"{document:016x}", size=8), 16) / 2**64
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        return pa.chunked_array(
-            [chunk for path in self.ids for chunk in read_batches(path, columns=[name]).column(name).chunks], pa.uint64()
-        )
+        chunks = [chunk for path in self.ids for chunk in storage.read_table(path, [name]).column(name).chunks]
+        return pa.chunked_array(chunks, pa.uint64())
 
 
 def _nodes(columns: list[pa.ChunkedArray]) -> list[NDArray[np.int64]]:
@@ -226,9 +217,15 @@ def check_apart(name: str, nodes: NDArray[np.int64], validation: NDArray[np.bool
         raise BuildError(f"The split put {crossing} values of {name}_id on both sides. This is a defect; no build was published.")
 
 
-def _write_sides(unit: tuple[str, str, int], folder: str) -> dict[str, Any]:
-    shard, sides, number = unit
-    table = storage.read_table(shard)
-    validation = read_batches(sides, batch=number).column("validation")
-    parts = [("train", table.filter(pc.invert(validation))), ("validation", table.filter(validation))]
-    return write_rows(folder, kept=parts, rows_in=count_categories(table))
+@dataclass(frozen=True)
+class _WriteSides:
+    sides: str
+    sizes: list[int]
+
+    def __call__(self, unit: tuple[int, str], folder: str) -> dict[str, Any]:
+        number, shard = unit
+        table = storage.read_table(shard)
+        sides = exchange.gather([self.sides], [self.sizes], number)
+        validation = pa.array([], pa.bool_()) if sides is None else sides.column("validation")
+        parts = [("train", table.filter(pc.invert(validation))), ("validation", table.filter(validation))]
+        return write_rows(folder, kept=parts, rows_in=count_categories(table))

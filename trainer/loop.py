@@ -39,7 +39,7 @@ def train(config: Config, build: Build, output: str | None, console: Console) ->
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory with NaN finds bugs; here it would only cost time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     encoder = load_encoder(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
     encoder.compute = compute_type(config.training.precision, encoder.device)
     dimensions = matryoshka_dimensions(config, encoder)

@@ -1,32 +1,34 @@
 """Which rows may be near duplicates: sets of shingles that share a band of their MinHash signatures, found by exchanges.
 
-    sign      shard      -> shingles and band keys of its texts
-    meet      bands      -> who shares a band with whom
-    gather    once       -> components of rows that are linked by shared bands, packed into groups
-    send      shard      -> its rows of each group
-    (then)    group      -> compare (`read_group`, and the kernels of verify.py)
+    sign         shard   -> shingles and band keys of its texts
+    meet         bands   -> who shares a band with whom
+    components   once    -> rows that are linked by shared bands, packed into groups
+    send         shard   -> its rows of each group
+    (then)       group   -> compare (`read_group`, and the kernels of verify.py)
 
 Most rows share no band with any other, and go no further than `meet`. A group holds whole components, so that it can be worked
-on without looking at another one. Memory: one shard (`sign`, `send`), the keys of one band of at most PARTITION_KEYS rows
-(`meet`), 8 bytes for each row (`gather`), GROUP_ROWS rows or one component, whichever is larger (groups).
+on without looking at another one. Memory: one shard (`sign`, `send`), the keys of one band of all rows and the links among
+PARTITION_KEYS of them (`meet`), 16 bytes for each row (`components`), GROUP_ROWS rows or one component, whichever is larger
+(groups).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datakit import storage
-from datakit.dedup.exchange import Piece, addressed, read_batches, read_pieces, split_batches, write_batches
+from datakit import exchange, storage
 from datakit.dedup.signatures import Bands, band_keys, bands_for, signatures
 from datakit.recipe import MinHashDedup
 from datakit.step import Work
+
+log = logging.getLogger(__name__)
 
 PARTITION_KEYS = 4_000_000
 GROUP_ROWS = 100_000
@@ -63,10 +65,19 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Groups of rows that may be alike, each as the pieces to read it from; and what there is to say about them."""
+class Sent:
+    """Where a group is to be read from: the arguments of `exchange.gather`."""
 
-    groups: list[list[Piece]]
+    paths: list[str]
+    sizes: list[list[int]]
+    number: int
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Groups of rows that may be alike, and what there is to say about them."""
+
+    groups: list[Sent]
     notes: dict[str, Any]
 
 
@@ -78,27 +89,39 @@ def find(work: Work, settings: MinHashDedup, view: View, columns: list[str], car
     shards = work.shards
     bands = bands_for(settings.threshold, settings.permutations)
     signed = work.map("sign", _Sign(settings, bands, view, columns), shards)
-    files = [work.files("sign", number, "sets.arrow") for number in range(len(shards))]
+    files = [work.files("sign", number, "sets.parquet") for number in range(len(shards))]
     sizes = [int(result["signed"]) for result in signed]
     partitions = _partitions(bands.bands, sum(sizes))
     work.map("meet", _Meet(files), partitions)
-    links = [work.files("meet", number, "links.arrow") for number in range(len(partitions))]
-    (gathered,) = work.map("gather", _Gather(links), [sizes])
+    links = [work.files("meet", number, "links.parquet") for number in range(len(partitions))]
+    (found,) = work.map("components", _Components(links), [sizes])
     notes = {
         "bands": bands.bands,
         "rows_in_band": bands.rows,
         "expected_recall_at_threshold": round(bands.recall, 4),
         "without_words": sum(int(result["without_words"]) for result in signed),
-        "sharing_a_band": gathered["linked"],
-        "largest_component": gathered["largest"],
+        "sharing_a_band": found["linked"],
+        "largest_component": found["largest"],
     }
-    if not gathered["groups"]:
+    groups = int(found["groups"])
+    if not groups:
         return Candidates([], notes)
-    groups = work.files("gather", 0, "groups.arrow")
-    units = [(number, shard, files[number], groups) for number, shard in enumerate(shards)]
-    sent = work.map("send", _Send(carry), units)
-    sources = [(work.files("send", number, "rows.arrow"), result["groups"]) for number, result in enumerate(sent)]
-    return Candidates([addressed(sources, group) for group in range(gathered["groups"])], notes)
+    placed = work.files("components", 0, "groups.parquet")
+    units = [(number, shard, files[number]) for number, shard in enumerate(shards)]
+    sent = work.map("send", _Send(carry, groups, placed, found["sizes"]), units)
+    paths = [work.files("send", number, "rows.parquet") for number in range(len(shards))]
+    return Candidates([Sent(paths, [result["sizes"] for result in sent], number) for number in range(groups)], notes)
+
+
+def warn_of_cuts(step: str, cut: int) -> None:
+    """Says in the log when rows were not compared with all their candidates."""
+    if cut:
+        log.warning(
+            "%s: %d times a row shared bands with very many others just below the threshold, and was not compared with all "
+            "of them. Some of their near duplicates may be left; longer shingles or a lower threshold find them.",
+            step,
+            cut,
+        )
 
 
 def _partitions(bands: int, rows: int) -> list[list[tuple[int, int, int]]]:
@@ -122,7 +145,7 @@ class _Sign:
         table = storage.read_table(shard, self.columns)
         texts = self.view(table)
         signed = sign(texts, self.settings, self.bands)
-        write_batches(storage.join(folder, "sets.arrow"), signed.to_batches(), signed.schema)
+        storage.write_table(storage.join(folder, "sets.parquet"), signed)
         included = table.num_rows if texts.included is None else int(texts.included.sum())
         return {"rows": table.num_rows, "signed": signed.num_rows, "without_words": included - signed.num_rows}
 
@@ -159,9 +182,6 @@ def _slices(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.i
     return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
 
 
-_LINKS = pa.schema([pa.field("left", pa.int64()), pa.field("right", pa.int64())])
-
-
 @dataclass(frozen=True)
 class _Meet:
     """Links each row of a bucket to the first one. Rows are numbered through all shards, without those that were not signed."""
@@ -171,26 +191,22 @@ class _Meet:
     def __call__(self, parts: list[tuple[int, int, int]], folder: str) -> dict[str, Any]:
         from datakit.dedup.verify import shared
 
-        batches = []
+        ends: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for band, number, ranges in parts:
             name = f"band_{band}"
-            columns = [read_batches(file, columns=[name]).column(name).to_numpy() for file in self.files]
-            keys = np.concatenate(columns)
+            keys = np.concatenate([storage.read_table(file, [name]).column(name).to_numpy() for file in self.files])
             nodes = np.flatnonzero(keys % np.uint64(ranges) == number) if ranges > 1 else np.arange(len(keys))
             members, begins, counts = shared(keys[nodes])
-            first = np.repeat(members[begins], counts)
-            left, right = nodes[first], nodes[members]
-            batches.append(pa.record_batch([pa.array(side[left != right]) for side in (left, right)], schema=_LINKS))
-        write_batches(storage.join(folder, "links.arrow"), batches, _LINKS)
-        return {"links": sum(batch.num_rows for batch in batches)}
-
-
-_GROUPS = pa.schema([pa.field("group", pa.int32())])
+            left, right = nodes[np.repeat(members[begins], counts)], nodes[members]
+            ends.append((left[left != right], right[left != right]))
+        left, right = (np.concatenate(side) for side in zip(*ends, strict=True))
+        storage.write_table(storage.join(folder, "links.parquet"), pa.table({"left": left, "right": right}))
+        return {"links": len(left)}
 
 
 @dataclass(frozen=True)
-class _Gather:
-    """The group of each signed row, -1 where it shares no band; one batch for each shard."""
+class _Components:
+    """The group of each signed row, -1 where it shares no band; sent to the shards."""
 
     links: list[str]
 
@@ -199,7 +215,7 @@ class _Gather:
 
         parents = np.arange(sum(sizes), dtype=np.int64)
         for path in self.links:
-            table = read_batches(path)
+            table = storage.read_table(path)
             unite(parents, table.column("left").to_numpy(), table.column("right").to_numpy())
         component = roots(parents)
         members = np.bincount(component, minlength=len(component))
@@ -208,40 +224,44 @@ class _Gather:
         group = np.full(len(component), -1, np.int32)
         group[leaders] = np.unique(before // GROUP_ROWS, return_inverse=True)[1]
         group = group[component]
-        ends = np.cumsum([0, *sizes])
-        batches = [pa.record_batch([pa.array(group[begin:end])], schema=_GROUPS) for begin, end in pairwise(ends)]
-        write_batches(storage.join(folder, "groups.arrow"), batches, _GROUPS)
+        shards = np.repeat(np.arange(len(sizes)), sizes)
+        path = storage.join(folder, "groups.parquet")
         return {
+            "sizes": exchange.scatter(path, pa.table({"group": group}), shards, len(sizes)),
             "groups": int(group.max(initial=-1)) + 1,
             "linked": int((group >= 0).sum()),
-            "largest": int(members.max(initial=0)) if len(leaders) else 0,
+            "largest": int(members[leaders].max(initial=0)),
         }
 
 
 @dataclass(frozen=True)
 class _Send:
-    """Writes the rows of a shard that are in a group, one batch for each group."""
+    """Sends the rows of a shard that are in a group to it."""
 
     carry: list[str]
+    groups: int
+    placed: str
+    sizes: list[int]
 
-    def __call__(self, unit: tuple[int, str, str, str], folder: str) -> dict[str, Any]:
-        number, shard, file, groups = unit
-        group = read_batches(groups, batch=number).column("group").to_numpy()
+    def __call__(self, unit: tuple[int, str, str], folder: str) -> dict[str, Any]:
+        number, shard, file = unit
+        placed = exchange.gather([self.placed], [self.sizes], number)
+        group = np.empty(0, np.int32) if placed is None else placed.column("group").to_numpy()
         linked = np.flatnonzero(group >= 0)
-        table = read_batches(file).take(linked)
+        table = storage.read_table(file).take(linked)
         table = table.append_column("shard", pa.array(np.full(len(linked), number)))
         if self.carry:
             carried = storage.read_table(shard, self.carry).take(table.column("row"))
             for name in self.carry:
                 table = table.append_column(f"carried_{name}", carried.column(name))
-        batches, found = split_batches(table, group[linked])
-        write_batches(storage.join(folder, "rows.arrow"), batches, table.schema)
-        return {"rows": len(linked), "groups": found}
+        sizes = exchange.scatter(storage.join(folder, "rows.parquet"), table, group[linked], self.groups)
+        return {"rows": len(linked), "sizes": sizes}
 
 
-def read_group(pieces: Sequence[Piece]) -> Group:
+def read_group(sent: Sent) -> Group:
     """The rows of a group, in the order of shards and rows."""
-    table = read_pieces(pieces)
+    table = exchange.gather(sent.paths, sent.sizes, sent.number)
+    assert table is not None, "a group has rows"
     names = table.column_names
     values, bounds, read = [], [], 0
     for name in names:

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from datakit import storage
-from datakit.dedup.exchange import Piece, addressed, read_pieces, split_batches, write_batches
+from datakit import exchange, storage
 from datakit.dedup.survivors import LOSERS, RANKED_BY, best_first, reject_losers, write_losers
+from datakit.filters.sides import positive_is_label
 from datakit.recipe import ExactDedup
 from datakit.step import Step, Work
 
@@ -38,9 +38,9 @@ def _work(work: Work) -> None:
     rows = sum(rows for source in work.inputs for rows in source.report.shard_rows)
     partitions = max(1, -(-rows // PARTITION_ROWS))
     sent = work.map("keys", _Keys(dedup, partitions), list(enumerate(work.shards)))
-    sources = [(work.files("keys", number, "keys.arrow"), result["partitions"]) for number, result in enumerate(sent)]
-    pieces = [addressed(sources, partition) for partition in range(partitions)]
-    reject_losers(work, "compare", work.map("compare", _compare, pieces))
+    paths = [work.files("keys", number, "keys.parquet") for number in range(len(sent))]
+    compare = _Compare(paths, [result["sizes"] for result in sent])
+    reject_losers(work, "compare", work.map("compare", compare, range(partitions)))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Keys:
 
     def __call__(self, unit: tuple[int, str], folder: str) -> dict[str, Any]:
         number, shard = unit
-        table = storage.read_table(shard, ["category", "query", "positive", "in_batch_negatives", *RANKED_BY])
+        table = storage.read_table(shard, ["category", "query", "positive", "label", "in_batch_negatives", *RANKED_BY])
         keys = row_keys(table, self.dedup)
         keyed = np.flatnonzero(keys != b"")
         keys = keys[keyed]
@@ -60,26 +60,25 @@ class _Keys:
         sent = sent.append_column("key", pa.array(keys.tolist(), pa.binary()))
         sent = sent.append_column("shard", pa.array(np.full(len(keyed), number)))
         sent = sent.append_column("row", pa.array(keyed, pa.int64()))
-        head = np.array([int.from_bytes(key[:8], "little") for key in keys.tolist()], np.uint64)
-        batches, partitions = split_batches(sent, (head % np.uint64(self.partitions)).astype(np.int64))
-        write_batches(storage.join(folder, "keys.arrow"), batches, sent.schema)
-        return {"rows": table.num_rows, "partitions": partitions}
+        head = np.frombuffer(b"".join(keys.tolist()), "<u8")[::2]
+        places = (head % np.uint64(self.partitions)).astype(np.int64)
+        sizes = exchange.scatter(storage.join(folder, "keys.parquet"), sent, places, self.partitions)
+        return {"rows": table.num_rows, "sizes": sizes}
 
 
 def row_keys(table: pa.Table, dedup: ExactDedup) -> np.ndarray[Any, Any]:
     """For each row 16 bytes (BLAKE2b) that equal rows share; empty where there is no text to compare.
 
-    A row whose positive is a label (no negatives in the batch) is compared on the pair where positives are asked for: many rows
-    share a label.
+    A row whose positive is a label is compared on the pair where positives are asked for: many rows share a label.
     """
     category = table.column("category").to_pylist() if dedup.within == "category" else [""] * table.num_rows
     queries, positives = normalised(table.column("query")), normalised(table.column("positive"))
-    in_batch = table.column("in_batch_negatives").to_pylist()
+    labelled = positive_is_label(table).tolist()
     keys = []
-    for scope, query, positive, is_text in zip(category, queries, positives, in_batch, strict=True):
+    for scope, query, positive, is_label in zip(category, queries, positives, labelled, strict=True):
         if dedup.on == "query":
             positive = ""
-        elif dedup.on == "positive" and is_text is not False:
+        elif dedup.on == "positive" and not is_label:
             query = ""
         said = f"{len(scope)} {len(query)} {scope}{query}{positive}"
         keys.append(hashlib.blake2b(said.encode(), digest_size=16).digest() if query or positive else b"")
@@ -94,19 +93,25 @@ def normalised(texts: pa.ChunkedArray) -> Iterable[str]:
     return pl.select(pl.when(bare == "").then(spaced).otherwise(bare)).to_series().to_list()
 
 
-def _compare(pieces: list[Piece], folder: str) -> dict[str, Any]:
-    """Keeps the best row of each key."""
-    if not pieces:
-        return write_losers(folder, LOSERS.empty_table())
-    table = read_pieces(pieces)
-    table = table.take(best_first(table))
-    keys = pl.Series(table.column("key").combine_chunks())
-    rank = pl.int_range(table.num_rows, eager=True)
-    best = pl.DataFrame({"key": keys, "rank": rank}).select(pl.col("rank").min().over("key")).to_series().to_numpy()
-    lost = np.flatnonzero(best != rank.to_numpy())
-    losers = {name: table.column(name).take(lost) for name in ("shard", "row")}
-    losers["reason"] = pa.array([EXACT_DUPLICATE] * len(lost), pa.string())
-    losers["other_id"] = table.column("row_id").take(best[lost])
-    for name in ("value", "threshold", "detail"):
-        losers[name] = pa.nulls(len(lost), LOSERS.field(name).type)
-    return write_losers(folder, pa.table(losers))
+@dataclass(frozen=True)
+class _Compare:
+    """Keeps the best row of each key of a partition."""
+
+    paths: list[str]
+    sizes: list[list[int]]
+
+    def __call__(self, partition: int, folder: str) -> dict[str, Any]:
+        table = exchange.gather(self.paths, self.sizes, partition)
+        if table is None:
+            return write_losers(folder, LOSERS.empty_table(), len(self.paths))
+        table = table.take(best_first(table))
+        keys = pl.Series(table.column("key").combine_chunks())
+        rank = pl.int_range(table.num_rows, eager=True)
+        best = pl.DataFrame({"key": keys, "rank": rank}).select(pl.col("rank").min().over("key")).to_series().to_numpy()
+        lost = np.flatnonzero(best != rank.to_numpy())
+        losers = {name: table.column(name).take(lost) for name in ("shard", "row")}
+        losers["reason"] = pa.array([EXACT_DUPLICATE] * len(lost), pa.string())
+        losers["other_id"] = table.column("row_id").take(best[lost])
+        for name in ("value", "threshold", "detail"):
+            losers[name] = pa.nulls(len(lost), LOSERS.field(name).type)
+        return {"rows": table.num_rows} | write_losers(folder, pa.table(losers), len(self.paths))

@@ -6,7 +6,6 @@ dropped row names a kept one, and a row that is like a dropped row alone stays: 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datakit.dedup.candidates import Texts, find, read_group
-from datakit.dedup.exchange import Piece
+from datakit.dedup.candidates import Sent, Texts, find, read_group, warn_of_cuts
 from datakit.dedup.survivors import RANKED_BY, best_first, reject_losers, write_losers
+from datakit.filters.sides import positive_is_label
 from datakit.recipe import MinHashDedup
 from datakit.schema import digest
 from datakit.step import Step, Work
-
-log = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -36,26 +33,12 @@ def minhash_step(name: str, dedup: MinHashDedup, inputs: tuple[Step, ...]) -> St
 def _work(work: Work) -> None:
     dedup = work.step.parameters
     assert isinstance(dedup, MinHashDedup)
-    columns = ["category", "query", "positive", "in_batch_negatives"]
+    columns = ["category", "query", "positive", "label", "in_batch_negatives"]
     found = find(work, dedup, DedupTexts(dedup.on, dedup.within), columns, RANKED_BY)
-    results = work.map("compare", _Compare(dedup.threshold), found.groups)
+    results = work.map("compare", _Compare(dedup.threshold, len(work.shards)), found.groups)
     work.notes |= found.notes | {"comparisons_cut": sum(result["cut"] for result in results)}
-    warn_of_cuts(work)
+    warn_of_cuts(work.step.name, work.notes["comparisons_cut"])
     reject_losers(work, "compare", results)
-
-
-def warn_of_cuts(work: Work) -> None:
-    """Says in the log when rows were not compared with all their candidates."""
-    from datakit.dedup.verify import MAX_COMPARISONS
-
-    if work.notes["comparisons_cut"]:
-        log.warning(
-            "%s: %d rows have more than %d candidates just below the threshold, and were compared with so many only; "
-            "some of their near duplicates may be left.",
-            work.step.name,
-            work.notes["comparisons_cut"],
-            MAX_COMPARISONS,
-        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +57,7 @@ class DedupTexts:
             return Texts([query], scopes)
         if self.on == "pair":
             return Texts([query, positive], scopes)
-        is_label = pc.equal(table.column("in_batch_negatives"), False).fill_null(False)
+        is_label = pa.array(positive_is_label(table))
         labels = pc.if_else(is_label, positive, pa.scalar(None, pa.string()))
         return Texts([pc.if_else(is_label, query, positive)], scopes * np.uint64(3) ^ scope(labels))
 
@@ -93,11 +76,12 @@ class _Compare:
     """Drops the rows of a group that are like a better one."""
 
     threshold: float
+    shards: int
 
-    def __call__(self, pieces: list[Piece], folder: str) -> dict[str, Any]:
+    def __call__(self, sent: Sent, folder: str) -> dict[str, Any]:
         from datakit.dedup.verify import MAX_COMPARISONS, buckets, survivors
 
-        group = read_group(pieces)
+        group = read_group(sent)
         order = best_first(group.carried)
         met = buckets(group.keys[:, order])
         kept_as, similarity, cut = survivors(
@@ -116,4 +100,4 @@ class _Compare:
                 "detail": pa.nulls(len(lost), pa.string()),
             }
         )
-        return {"rows": len(order), "cut": int(cut)} | write_losers(folder, losers)
+        return {"rows": len(order), "cut": int(cut)} | write_losers(folder, losers, self.shards)

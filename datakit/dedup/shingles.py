@@ -26,7 +26,7 @@ BLOCK_BYTES = 4 << 20
 class Shingles:
     """Sets of hashed shingles of n texts: set i is values[starts[i]:starts[i + 1]], sorted, each value once.
 
-    values: uint32. starts: int64 of n + 1. A text without letters and digits has an empty set.
+    values: uint32. starts: int64 of n + 1. A text of nothing but punctuation has an empty set.
     """
 
     values: NDArray[np.uint32]
@@ -37,28 +37,40 @@ class Shingles:
         return np.diff(self.starts)
 
 
+# Punctuation that carries meaning in code, numbers and names: "C#", "50%", "a*b". Like symbols, each is a word of its own.
+MEANINGFUL = "#%&*/@\\"
+
+# Marks a character of the table below that is a word of its own.
+ALONE = 1 << 31
+
+
 @functools.cache
 def folded_characters() -> NDArray[np.uint32]:
-    """What each code point of the basic plane counts as: its case-folded form, or 0 where it is no letter, mark or number.
+    """What each code point of the basic plane counts as: its case-folded form, or 0 where it separates words.
 
-    A character whose folded form is two (the German sharp s) stays as it is in lower case.
+    Letters, marks, numbers and the underscore make words. Symbols, MEANINGFUL, and the characters of scripts without spaces
+    between words are words of their own (ALONE). A character whose folded form is two (the German sharp s) stays as it is.
     """
     table = np.zeros(0x10000, np.uint32)
     for code in range(0x10000):
         character = chr(code)
-        if unicodedata.category(character)[0] in "LMN":
+        kind = unicodedata.category(character)[0]
+        if kind == "S" or character in MEANINGFUL:
+            table[code] = code | ALONE
+        elif kind in "LMN" or character == "_":
             folded = character.casefold()
             if len(folded) != 1:
                 folded = character.lower()
             table[code] = ord(folded) if len(folded) == 1 else code
+            if 0x0E00 <= code <= 0x0EFF or 0x3040 <= code <= 0x9FFF:  # Thai, Lao; kana, Han
+                table[code] |= ALONE
     return table
 
 
 def shingles(texts: pa.ChunkedArray | pa.Array, *, words: bool, size: int) -> Shingles:
     """The shingles of each text, `size` words or characters long; a shorter text is one shingle. Null is the empty text.
 
-    Case, punctuation and the amount of white space do not count. Each character of a script without spaces between words
-    (Han, kana, Thai, Lao) counts as a word.
+    Case, punctuation and the amount of white space do not count; what makes a word, `folded_characters` says.
     """
     blocks = []
     for data, offsets in _blocks(texts):
@@ -150,10 +162,9 @@ def _hash_shingles(
                 for follower in range(1, length):
                     if position + follower < end:
                         code = (code << np.uint32(6)) | np.uint32(data[position + follower] & 0x3F)
-                character = fold[code] if code < 0x10000 else code
-                # Thai and Lao, kana and Han, and all beyond the basic plane.
-                unspaced = 0x0E00 <= code <= 0x0EFF or 0x3040 <= code <= 0x9FFF or code >= 0x10000
-                alone = bool(unspaced and character != 0)
+                character = fold[code] if code < 0x10000 else code | np.uint32(ALONE)
+                alone = bool(character >= ALONE)
+                character &= np.uint32(ALONE - 1)
                 position += length
             else:
                 position += 1

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datakit import storage
-from datakit.dedup.exchange import Piece, addressed, read_pieces, split_batches, write_batches
+from datakit import exchange, storage
 from datakit.schema import REASONS
 from datakit.step import Work, count_categories, part_of, split_rejected, write_rows
 
@@ -40,28 +39,30 @@ def best_first(table: pa.Table) -> NDArray[np.int64]:
 LOSERS = pa.schema([pa.field("shard", pa.int64()), *REASONS])
 
 
-def write_losers(folder: str, losers: pa.Table) -> dict[str, Any]:
-    """Writes rows that leave (LOSERS), a batch for each shard; returns how many and of which shards."""
+def write_losers(folder: str, losers: pa.Table, shards: int) -> dict[str, Any]:
+    """Sends rows that leave (LOSERS) to their shards; there are `shards` of them. Returns how many go to each."""
     losers = losers.select(LOSERS.names).cast(LOSERS)
-    batches, shards = split_batches(losers, losers.column("shard").to_numpy())
-    write_batches(storage.join(folder, "losers.arrow"), batches, LOSERS)
-    return {"losers": losers.num_rows, "shards": shards}
+    places = losers.column("shard").to_numpy()
+    return {"losers": exchange.scatter(storage.join(folder, "losers.parquet"), losers, places, shards)}
 
 
 def reject_losers(work: Work, phase: str, results: Sequence[dict[str, Any]]) -> None:
     """Ends a step: the rows that the units of `phase` gave to `write_losers` leave, all others stay."""
-    sources = [(work.files(phase, number, "losers.arrow"), result["shards"]) for number, result in enumerate(results)]
-    units = [(shard, addressed(sources, number)) for number, shard in enumerate(work.shards)]
-    work.finish("rows", work.map("rows", _Reject(work.step.name), units))
+    paths = [work.files(phase, number, "losers.parquet") for number in range(len(results))]
+    reject = _Reject(work.step.name, paths, [result["losers"] for result in results])
+    work.finish("rows", work.map("rows", reject, list(enumerate(work.shards))))
 
 
 @dataclass(frozen=True)
 class _Reject:
     step: str
+    paths: list[str]
+    sizes: list[list[int]]
 
-    def __call__(self, unit: tuple[str, list[Piece]], folder: str) -> dict[str, Any]:
-        shard, pieces = unit
+    def __call__(self, unit: tuple[int, str], folder: str) -> dict[str, Any]:
+        number, shard = unit
         table = storage.read_table(shard)
-        said = read_pieces(pieces).select(REASONS.names).sort_by("row") if pieces else REASONS.empty_table()
+        losers = exchange.gather(self.paths, self.sizes, number)
+        said = REASONS.empty_table() if losers is None else losers.select(REASONS.names).cast(REASONS).sort_by("row")
         kept, rejected = split_rejected(table, self.step, said)
         return write_rows(folder, kept=[(part_of(shard), kept)], rejected=rejected, rows_in=count_categories(table))

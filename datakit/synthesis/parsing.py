@@ -27,6 +27,8 @@ _BULLET = re.compile(r"^\s*[-*•–]\s+(.*)$")
 _LABEL = re.compile(
     r"^\**(?:keywords?|phrase|question|query|search query|detailed(?: question)?|joined)\**\s*:\**\s+", re.IGNORECASE
 )
+# Where an object has one of these, its other members are no questions.
+_NAMES = ("queries", "questions", "query", "question", "text")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "`": "`", "**": "**", "*": "*"}
 
 
@@ -57,24 +59,24 @@ def parse(text: str, queries: int, *, cut: bool = False, examples: Collection[st
         cut = False
     if not found:
         return Parsed(reason=UNPARSABLE_ANSWER)
-    shown = {_folded(example) for example in examples}
+    shown = {folded(example) for example in examples}
     seen: set[str] = set()
     parsed, accepted = Parsed(), 0
     for number, raw in enumerate(found):
         question = _cleaned(raw)
-        folded = _folded(question)
+        letters = folded(question)
         reason = None
-        if not folded:
+        if not letters:
             reason = NO_WORDS
         elif cut and number == len(found) - 1:
             reason = CUT_OFF
-        elif folded in seen:
+        elif letters in seen:
             reason = REPEATED_IN_ANSWER
-        elif folded in shown:
+        elif letters in shown:
             reason = COPIED_FROM_PROMPT
         elif accepted == queries:
             reason = MORE_THAN_ASKED
-        seen.add(folded)
+        seen.add(letters)
         accepted += reason is None
         parsed.questions.append((question, reason))
     return parsed
@@ -107,9 +109,13 @@ def _strings(value: Any, depth: int) -> Iterator[str]:
     """Strings in lists and objects, three levels deep: {"queries": [...]}, [{"query": ...}] and their like."""
     if isinstance(value, str):
         yield value
-    elif depth < 3 and isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
+    elif depth < 3 and isinstance(value, list):
+        for item in value:
             yield from _strings(item, depth + 1)
+    elif depth < 3 and isinstance(value, dict):
+        named = [name for name in value if str(name).casefold() in _NAMES]
+        for name in named or value:
+            yield from _strings(value[name], depth + 1)
 
 
 def _cleaned(text: str) -> str:
@@ -118,12 +124,17 @@ def _cleaned(text: str) -> str:
     text = _LABEL.sub("", text)
     for opening, closing in _QUOTES.items():
         inner = text[len(opening) : -len(closing)]
-        if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing) and closing not in inner:
+        if (
+            len(text) > len(opening) + len(closing)
+            and text.startswith(opening)
+            and text.endswith(closing)
+            and closing not in inner
+        ):
             text = inner.strip()
     return text
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """What two questions have in common that differ only in case, punctuation and spaces."""
     letters = unicodedata.normalize("NFKC", text).casefold()
     return " ".join("".join(letter if letter.isalnum() else " " for letter in letters).split())

@@ -18,6 +18,7 @@ from datakit.errors import UserError
 from datakit.recipe import Model
 from datakit.schema import digest
 from datakit.synthesis.engines import Conversation, Message
+from datakit.synthesis.passages import Passage
 from datakit.synthesis.personas import Persona
 
 # The prompts of datakit by the names that a recipe may give.
@@ -42,19 +43,7 @@ class Head(Model):
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
     version: int = Field(ge=1)
     forms: dict[str, str] = Field(min_length=1)
-    examples: list[Example] = []
-
-
-@dataclass(frozen=True)
-class Passage:
-    """What a prompt may say about a passage."""
-
-    id: str
-    text: str
-    document_id: str
-    title: str | None
-    language: str | None
-    source: str | None
+    examples: list[Example] = Field([], description="Turns that go before the passage.")
 
 
 @dataclass(frozen=True)

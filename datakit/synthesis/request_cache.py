@@ -27,13 +27,20 @@ CREATE TABLE IF NOT EXISTS failures (step TEXT NOT NULL, kind TEXT NOT NULL, cou
 _CHUNK = 500
 
 
+def is_there(cache: str) -> bool:
+    """Whether anything was ever asked with this cache."""
+    return storage.exists(storage.join(cache, NAME))
+
+
 class RequestCache:
     """`<cache>/requests.sqlite`. Every batch of answers is one commit, so that a kill at any moment loses no finished request."""
 
     def __init__(self, cache: str) -> None:
         fs, inner = storage.filesystem(cache)
         if not isinstance(fs, LocalFileSystem):
-            raise UserError(f"'cache' is '{cache}', and synthesis keeps its answers in a local folder. Give a local path as 'cache'.")
+            raise UserError(
+                f"'cache' is '{cache}', and synthesis keeps its answers in a local folder. Give a local path as 'cache'."
+            )
         self.path = os.path.join(inner, NAME)
         try:
             os.makedirs(inner, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,16 +67,39 @@ def tables(records: Sequence[dict[str, Any]], shards: int) -> list[pa.Table]:
     return [rows(records[first : first + size]) for first in range(0, max(1, len(records)), size)]
 
 
-def shingle_set(text: str, size: int = 3) -> set[tuple[str, ...]]:
+def kind_of(letter: str) -> str:
+    """How a character counts: "" separates words, "letter" makes them, "word" is one."""
+    if letter >= "\U00010000" or unicodedata.category(letter)[0] == "S" or letter in "#%&*/@\\":
+        return "word"
+    if unicodedata.category(letter)[0] not in "LMN" and letter != "_":
+        return ""
+    return "word" if "\u0e00" <= letter <= "\u0eff" or "\u3040" <= letter <= "\u9fff" else "letter"
+
+
+def folded(letter: str) -> str:
+    if kind_of(letter) != "letter":
+        return letter
+    return next(form for form in (letter.casefold(), letter.lower(), letter) if len(form) == 1)
+
+
+def words_of(text: str) -> list[str]:
+    spaced = "".join({"": " ", "letter": folded(letter), "word": f" {folded(letter)} "}[kind_of(letter)] for letter in text)
+    return spaced.split(" ")
+
+
+def shingle_set(text: str, size: int = 3) -> set[Any]:
     """Word shingles, as Python sets."""
-    words = re.findall(r"[^\W_]+", text.casefold())
-    return {tuple(words[first : first + size]) for first in range(max(1, len(words) - size + 1))} if words else set()
+    return _shingle_set([word for word in words_of(text) if word], size)
 
 
-def character_set(text: str, size: int) -> set[str]:
+def character_set(text: str, size: int) -> set[Any]:
     """Character shingles, as Python sets."""
-    plain = " ".join(re.findall(r"[^\W_]+", text.casefold()))
-    return {plain[first : first + size] for first in range(max(1, len(plain) - size + 1))} if plain else set()
+    plain = "".join(folded(letter) if kind_of(letter) else " " for letter in text)
+    return _shingle_set(list(" ".join(word for word in plain.split(" ") if word)), size)
+
+
+def _shingle_set(units: list[str], size: int) -> set[Any]:
+    return {tuple(units[first : first + size]) for first in range(max(1, len(units) - size + 1))} if units else set()
 
 
 def jaccard(left: set[Any], right: set[Any]) -> float:

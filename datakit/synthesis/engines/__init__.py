@@ -9,6 +9,10 @@ from typing import Any, Literal, Protocol
 
 from datakit.recipe import AnyEngine, OpenAIEngine, TransformersEngine, deciding
 from datakit.schema import digest
+from datakit.step import package_version
+
+TRANSFORMERS_PACKAGES = ("accelerate", "gguf", "tokenizers", "torch", "transformers")
+VLLM_PACKAGES = ("torch", "transformers", "vllm")
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,9 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation with its key: the digest of everything that decides the answer."""
+    """A conversation, its place among those that were given, and its key: the digest of everything that decides the answer."""
 
+    number: int
     key: str
     conversation: Conversation
 
@@ -73,7 +78,7 @@ class Engine(Protocol):
     """A language model, wherever it runs."""
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
-        """The conversations as requests, in the batches that they are asked in. The n-th conversation is one of the requests."""
+        """The conversations as requests, in the batches that they are asked in."""
         ...
 
     def ask(self, batches: Sequence[Batch], desk: Desk) -> None:
@@ -91,6 +96,15 @@ def request_key(identity: Mapping[str, Any], conversation: Conversation, **more:
     return digest("request", json.dumps(parts, sort_keys=True, ensure_ascii=False))
 
 
+def engine_packages(engine: AnyEngine) -> tuple[str, ...]:
+    """The packages whose versions decide the answers of an engine; none for a server, which has its own."""
+    if isinstance(engine, OpenAIEngine):
+        return ()
+    if isinstance(engine, TransformersEngine):
+        return TRANSFORMERS_PACKAGES
+    return VLLM_PACKAGES
+
+
 def make(name: str, engine: AnyEngine, model_digest: str, seed: int) -> Engine:
     """The engine that the recipe calls `name`. Loads no model and opens no connection yet.
 
@@ -101,7 +115,8 @@ def make(name: str, engine: AnyEngine, model_digest: str, seed: int) -> Engine:
         from datakit.synthesis.engines.openai import OpenAIChat
 
         return OpenAIChat(name, engine, identity)
-    identity = {**identity, "model_digest": model_digest, "seed": seed}
+    versions = {package: package_version(package) for package in engine_packages(engine)}
+    identity = {**identity, "model_digest": model_digest, "seed": seed, "packages": versions}
     if isinstance(engine, TransformersEngine):
         from datakit.synthesis.engines.transformers import TransformersChat
 

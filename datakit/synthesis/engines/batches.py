@@ -15,18 +15,16 @@ def fixed_batches(identity: Mapping[str, Any], conversations: Sequence[Conversat
     A request's key covers its whole batch and its place in it.
     """
 
-    def length(number: int) -> tuple[int, int]:
-        return sum(len(message.content) for message in conversations[number].messages), number
-
-    order = sorted(range(len(conversations)), key=length)
+    sizes = [sum(len(message.content) for message in conversation.messages) for conversation in conversations]
+    order = sorted(range(len(conversations)), key=lambda number: (sizes[number], number))
     batches: list[Batch] = []
     for start in range(0, len(order), size):
-        together = [conversations[number] for number in order[start : start + size]]
-        batch = digest("batch", *(request_key(identity, conversation) for conversation in together))
+        together = order[start : start + size]
+        batch = digest("batch", *(request_key(identity, conversations[number]) for number in together))
         batches.append(
             [
-                Request(request_key(identity, conversation, batch=batch, place=place), conversation)
-                for place, conversation in enumerate(together)
+                Request(number, request_key(identity, conversations[number], batch=batch, place=place), conversations[number])
+                for place, number in enumerate(together)
             ]
         )
     return batches

@@ -50,7 +50,10 @@ class OpenAIChat:
         self._usage_missing = False
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
-        return [(Request(request_key(self.identity, conversation), conversation),) for conversation in conversations]
+        return [
+            [Request(number, request_key(self.identity, conversation), conversation)]
+            for number, conversation in enumerate(conversations)
+        ]
 
     def ask(self, batches: Sequence[Batch], desk: Desk) -> None:
         run_to_end(lambda stop: self._ask(iter([request for batch in batches for request in batch]), desk, stop))
@@ -77,10 +80,10 @@ class OpenAIChat:
                     stop.set()
 
         limits = openai.Timeout(self.config.timeout, connect=min(CONNECT_TIMEOUT, self.config.timeout))
-        async with openai.AsyncOpenAI(base_url=self.config.base_url, api_key=key, max_retries=0, timeout=limits) as client:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self.config.concurrency):
-                    group.create_task(work(client))
+        client = openai.AsyncOpenAI(base_url=self.config.base_url, api_key=key, max_retries=0, timeout=limits)
+        async with client, asyncio.TaskGroup() as group:
+            for _ in range(self.config.concurrency):
+                group.create_task(work(client))
         if errors:
             raise errors[0]
 
@@ -146,21 +149,22 @@ class OpenAIChat:
     def _read(self, response: Any, conversation: Conversation) -> Answer:
         """The answer in a response. Servers send what they like, so nothing is taken for granted."""
         choices = getattr(response, "choices", None)
-        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = getattr(choice, "message", None)
         if message is None:
             raise Failed(MALFORMED, "the answer has no choices")
         text = getattr(message, "content", None) or ""
         if not isinstance(text, str):
             raise Failed(MALFORMED, "the content of the answer is no text")
         usage = getattr(response, "usage", None)
-        sizes = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-        if not all(isinstance(size, int) for size in sizes):
+        prompt, completion = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+        if not isinstance(prompt, int) or not isinstance(completion, int):
             if not self._usage_missing:
                 log.warning("%s: the server tells no tokens; they are counted as a quarter of the characters.", self.name)
             self._usage_missing = True
-            sizes = (sum(len(turn.content) for turn in conversation.messages) // 4, len(text) // 4)
-        cut = getattr(choices[0], "finish_reason", None) == "length"
-        return Answer(text, "length" if cut else "stop", *sizes)
+            prompt, completion = sum(len(turn.content) for turn in conversation.messages) // 4, len(text) // 4
+        cut = getattr(choice, "finish_reason", None) == "length"
+        return Answer(text, "length" if cut else "stop", prompt, completion)
 
     def _refused(self, error: openai.APIStatusError) -> UserError:
         return UserError(

@@ -13,14 +13,11 @@ from typing import Any
 from datakit.assets import locate
 from datakit.errors import UserError
 from datakit.recipe import TransformersEngine
-from datakit.step import package_version
 from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
 from datakit.synthesis.engines.batches import fixed_batches, seed_of
 
 log = logging.getLogger(__name__)
 
-# What decides a sampled text besides the model's own files.
-PACKAGES = ("accelerate", "gguf", "tokenizers", "torch", "transformers")
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 
@@ -36,7 +33,7 @@ class TransformersChat:
     def __init__(self, name: str, config: TransformersEngine, identity: Mapping[str, Any]) -> None:
         self.name = name
         self.config = config
-        self.identity = {**identity, "packages": {package: package_version(package) for package in PACKAGES}}
+        self.identity = identity
         self._loaded: Loaded | None = None
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
@@ -75,8 +72,8 @@ def load(name: str, config: TransformersEngine) -> Loaded:
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), "")[:300].rstrip(".")
         raise UserError(
-            f"engines.{name}: the model '{config.model.raw}' cannot be loaded: {type(error).__name__}: {line}. Give a folder with "
-            "weights and a tokenizer, 'gguf' for a GGUF file in it, or package:NAME for one that a package carries."
+            f"engines.{name}: the model '{config.model.raw}' cannot be loaded: {type(error).__name__}: {line}. Give a folder "
+            "with weights and a tokenizer, 'gguf' for a GGUF file in it, or package:NAME for one that a package carries."
         ) from error
     if not tokenizer.chat_template:
         raise UserError(
@@ -112,7 +109,8 @@ def _check_folder(name: str, config: TransformersEngine, folder: str) -> None:
         if ggufs := sorted(file for file in files if file.endswith(".gguf")):
             raise UserError(f"engines.{name}: the folder '{config.model.raw}' holds a GGUF file. Add: gguf: {ggufs[0]}")
         raise UserError(
-            f"engines.{name}: the folder '{config.model.raw}' has no tokenizer. Copy tokenizer.json and tokenizer_config.json there."
+            f"engines.{name}: the folder '{config.model.raw}' has no tokenizer. Copy tokenizer.json and "
+            "tokenizer_config.json there."
         )
 
 

@@ -10,14 +10,10 @@ from typing import Any
 from datakit.assets import locate
 from datakit.errors import MissingExtra, UserError
 from datakit.recipe import VllmEngine
-from datakit.step import package_version
 from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
 from datakit.synthesis.engines.batches import fixed_batches, seed_of
 
 log = logging.getLogger(__name__)
-
-# What decides a sampled text besides the model's own files.
-PACKAGES = ("torch", "transformers", "vllm")
 
 
 class VllmChat:
@@ -29,7 +25,7 @@ class VllmChat:
     def __init__(self, name: str, config: VllmEngine, identity: Mapping[str, Any]) -> None:
         self.name = name
         self.config = config
-        self.identity = {**identity, "packages": {package: package_version(package) for package in PACKAGES}}
+        self.identity = identity
         self._model: Any = None
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:

@@ -1,0 +1,88 @@
+"""The desk of a step: it lets requests out while the budget allows them, keeps the answers, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from datakit.errors import BudgetExceeded
+from datakit.recipe import AnyEngine, Budget
+from datakit.synthesis.budget import Spent, refusal
+from datakit.synthesis.engines import Answer, Batch, Engine
+from datakit.synthesis.request_cache import RequestCache
+
+
+class StepDesk:
+    """What engines ask and report to (engines.Desk). `spent` is what the whole build has spent so far.
+
+    `told` is called with the number of requests that are answered, each time it changes.
+    """
+
+    def __init__(
+        self,
+        cache: RequestCache,
+        step: str,
+        engine: AnyEngine,
+        budget: Budget,
+        spent: Spent,
+        answered: int,
+        told: Callable[[int], None],
+    ) -> None:
+        self._cache, self._step, self._engine, self._budget, self._told = cache, step, engine, budget, told
+        self._spent = spent
+        self._answered = answered
+        self._on_the_way = 0
+        self._refusal: str | None = None
+        self.sent = 0
+        self.from_cache = 0
+
+    def may_ask(self, count: int) -> bool:
+        spent = replace(self._spent, requests=self._spent.requests + self._on_the_way)
+        self._refusal = refusal(self._budget, spent, count)
+        if self._refusal is None:
+            self._on_the_way += count
+        return self._refusal is None
+
+    def answered(self, answers: Sequence[tuple[str, Answer]]) -> None:
+        # A server may send half of a surrogate pair, which no file can hold.
+        clean = [(key, replace(each, text=each.text.encode("utf-8", "replace").decode())) for key, each in answers]
+        self._cache.keep(clean)
+        self._on_the_way -= len(answers)
+        self.sent += len(answers)
+        self._count([answer for _, answer in clean])
+
+    def failed(self, key: str, kind: str) -> None:
+        self._cache.count_failure(self._step, kind)
+
+    def _count(self, answers: Sequence[Answer]) -> None:
+        self._spent = self._spent.plus(spent_on(answers).priced(self._engine))
+        self._answered += len(answers)
+        self._told(self._answered)
+
+    def answers(self, engine: Engine, batches: Sequence[Batch]) -> dict[str, Answer]:
+        """The answers to all requests of the batches, by key: from the cache, and from the engine where they are not there.
+
+        Raises BudgetExceeded when the budget does not reach; all that was answered is kept.
+        """
+        keys = list(dict.fromkeys(request.key for batch in batches for request in batch))
+        known = self._cache.answers(keys)
+        self.from_cache += len(known)
+        self._count(list(known.values()))
+        # Two equal requests are one.
+        missing = {batch[0].key: batch for batch in batches if any(request.key not in known for request in batch)}
+        del known
+        if missing:
+            engine.ask(list(missing.values()), self)
+        answers = self._cache.answers(keys)
+        if len(answers) < len(keys):
+            raise BudgetExceeded(
+                f"The budget is spent: {self._refusal}, and {len(keys) - len(answers):,} requests of this part are not answered. "
+                "All answers are kept. Raise 'budget' and run the same command again: it goes on from here."
+            )
+        return answers
+
+
+def spent_on(answers: Sequence[Answer]) -> Spent:
+    """Requests and tokens of some answers."""
+    prompt, completion = sum(each.prompt_tokens for each in answers), sum(each.completion_tokens for each in answers)
+    return Spent(len(answers), prompt, completion)
