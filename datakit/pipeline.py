@@ -19,11 +19,11 @@ from datakit.negatives.mine import mine_step
 from datakit.negatives.screen import screen_step
 from datakit.normalise import normalise_step
 from datakit.progress import BuildWatcher
-from datakit.publish.publish import PublishedBuild, publish
+from datakit.publish.publish import PublishedBuild, check_output, publish
 from datakit.recipe import CategoryRecipe, Recipe, RoundTripFilter
 from datakit.registry import Category
 from datakit.registry import load as load_registry
-from datakit.sources.read import documents_step, read_step
+from datakit.sources.read import check_origins, documents_step, read_step
 from datakit.split import split_step
 from datakit.step import Output, Step, run
 from datakit.synthesis.synthesise import synthesise_step
@@ -40,6 +40,7 @@ class Plan:
 
 def plan(recipe: Recipe) -> Plan:
     """The steps of a recipe. Reads models and data files only to digest them; runs nothing."""
+    check_output(recipe)
     assets = Assets(recipe.cache)
     entries = {name: entry(name, category) for name, category in recipe.categories.items()}
     steps: list[Step] = []
@@ -51,14 +52,20 @@ def plan(recipe: Recipe) -> Plan:
     for name in recipe.categories:
         steps += _rows_of(recipe, name, entries[name], assets)
     rows = add(normalise_step(tuple(steps)))
-    vectors: Step | None = None
-    embedded_by: str | None = None
+    # The vectors of rows serve all steps after them, whose rows are fewer.
+    vectors: dict[str, Step] = {}
+
+    def embedded(name: str) -> Step:
+        if name not in vectors:
+            vectors[name] = add(embed_step(f"embed-{name}", recipe.encoders[name], (rows,), assets))
+        return vectors[name]
+
     for number, item in enumerate(recipe.filters):
-        encoder = None
         if isinstance(item, RoundTripFilter):
-            encoder = recipe.encoders[item.encoder]
-            vectors, embedded_by = add(embed_step(f"embed-{item.encoder}", encoder, (rows,), assets)), item.encoder
-        rows = add(filter_step(number, item, (rows,), vectors if encoder else None, encoder, assets))
+            encoder, seen = recipe.encoders[item.encoder], embedded(item.encoder)
+            rows = add(filter_step(number, item, (rows,), seen, encoder, assets))
+        else:
+            rows = add(filter_step(number, item, (rows,), None, None, assets))
     for number, dedup in enumerate(recipe.dedup):
         rows = add(dedup_step(number, dedup, (rows,)))
     rows = add(split_step(recipe.split, recipe.seed, (rows,)))
@@ -66,9 +73,8 @@ def plan(recipe: Recipe) -> Plan:
         rows = add(mine_step(recipe.negatives, (rows,)))
         if recipe.negatives.screen is not None:
             name = recipe.negatives.screen.encoder
-            if embedded_by != name:
-                vectors = add(embed_step(f"embed-{name}-mined", recipe.encoders[name], (rows,), assets))
-            rows = add(screen_step(recipe.negatives, recipe.encoders[name], (rows,), vectors))
+            seen = embedded(name)
+            rows = add(screen_step(recipe.negatives, recipe.encoders[name], (rows,), seen))
     add(mix_step(recipe.mixture, recipe.seed, recipe.shard_rows, (rows,)))
     assets.save()
     return Plan(recipe, steps, entries)
@@ -77,6 +83,7 @@ def plan(recipe: Recipe) -> Plan:
 def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets) -> list[Step]:
     """The steps that make the rows of one category, before they come together; the steps whose rows flow on come last."""
     category = recipe.categories[name]
+    check_origins(name, category.sources)
     steps: list[Step] = []
     for number, source in enumerate(category.sources):
         label = f"{name}-{number}" if len(category.sources) > 1 else name

@@ -42,8 +42,15 @@ class Path(str):
         self.raw = raw
         return self
 
+    @classmethod
+    def _of(cls, value: str, raw: str) -> Self:
+        self = super().__new__(cls, value)
+        self.raw = raw
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.raw,))
+        # Workers on other machines need not have the variables.
+        return (type(self)._of, (str(self), self.raw))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -344,7 +351,7 @@ class Synthesis(Model):
     queries: int = Field(4, ge=3, le=5, description="Questions for each document and persona.")
     prompt: Path | None = Field(
         None,
-        description="`questions` (default), `questions-small` (for models of less than about a billion parameters), or a Jinja file.",
+        description="`questions` (default), `questions-small` (for models below about a billion parameters), or a Jinja file.",
     )
 
 
@@ -364,7 +371,7 @@ class Encoder(Model):
     max_length: int = Field(256, ge=8, description="Tokens; longer texts are cut.")
     batch_size: int = Field(64, ge=1, description="Decides the last bits of the vectors.")
     query_prompt: str | None = Field(
-        None, description="Put before each query. Default: what the model's own configuration says; \"\" for nothing."
+        None, description='Put before each query. Default: what the model\'s own configuration says; "" for nothing.'
     )
     document_prompt: str | None = Field(None, description="Put before each document. Default: as for queries.")
 

@@ -262,7 +262,7 @@ def test_bad_records_are_rejected_with_a_reason_and_the_build_goes_on(tmp_path: 
         b'{"q": "latin \xe9", "p": "x"}',
         b'{"q": "broken',
         b"[1, 2]",
-        json.dumps({"q": "nul \x00 byte", "p": "an answer that is long enough to be kept by all"}).encode(),
+        b'{"q": "nul \x00 byte", "p": "an answer that is long enough to be kept by all"}',
         json.dumps({"q": "", "p": "an answer"}).encode(),
         json.dumps({"q": "long", "p": "x" * 50_000_000}).encode(),
     ]

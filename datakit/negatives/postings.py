@@ -34,7 +34,18 @@ def best(
 
 
 @compiled
-def _best(added, documents, starts, size, terms, term_starts, excluded, excluded_starts, found, sums):  # type: ignore[no-untyped-def]
+def _best(
+    added: Array,
+    documents: Array,
+    starts: Array,
+    size: int,
+    terms: Array,
+    term_starts: Array,
+    excluded: Array,
+    excluded_starts: Array,
+    found: Array,
+    sums: Array,
+) -> None:
     total = np.zeros(size, np.float64)
     for query in range(len(term_starts) - 1):
         total[:] = 0
@@ -47,7 +58,7 @@ def _best(added, documents, starts, size, terms, term_starts, excluded, excluded
 
 
 @compiled
-def _select(total, found, sums):  # type: ignore[no-untyped-def]
+def _select(total: Array, found: Array, sums: Array) -> None:
     """Fills `found` and `sums` with the best documents, best first. While it works they are a heap with the worst on top."""
     k = len(found)
     filled = 0
@@ -72,7 +83,7 @@ def _select(total, found, sums):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _sink(found, sums, root, filled):  # type: ignore[no-untyped-def]
+def _sink(found: Array, sums: Array, root: int, filled: int) -> None:
     while 2 * root + 1 < filled:
         child = 2 * root + 1
         if child + 1 < filled and _worse(found, sums, child + 1, child):
@@ -85,5 +96,5 @@ def _sink(found, sums, root, filled):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _worse(found, sums, one, other):  # type: ignore[no-untyped-def]
-    return sums[one] < sums[other] or (sums[one] == sums[other] and found[one] > found[other])
+def _worse(found: Array, sums: Array, one: int, other: int) -> bool:
+    return bool(sums[one] < sums[other] or (sums[one] == sums[other] and found[one] > found[other]))

@@ -170,12 +170,14 @@ def reasons(candidates: pl.DataFrame, rows: pl.DataFrame, known: pl.DataFrame, s
 
 def _blocks(rows: Array) -> list[tuple[int, int]]:
     """Runs of about BLOCK negatives that hold whole rows."""
+    if not len(rows):
+        return []
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
     cuts = [0]
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
         if stop - cuts[-1] > BLOCK and start > cuts[-1]:
             cuts.append(int(start))
-    return list(zip(cuts, [*cuts[1:], len(rows)], strict=True)) if len(rows) else []
+    return list(zip(cuts, [*cuts[1:], len(rows)], strict=True))
 
 
 def _compare(

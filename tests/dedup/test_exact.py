@@ -46,7 +46,7 @@ def survivors_of(records: list[dict[str, Any]], dedup: ExactDedup) -> dict[str, 
     return lost
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     RECORDS, st.sampled_from(["query", "positive", "pair"]), st.sampled_from(["category", "all"]), st.randoms(), st.integers(1, 4)
 )

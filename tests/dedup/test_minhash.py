@@ -58,7 +58,7 @@ def greedy(records: list[dict[str, Any]], threshold: float, within: str) -> dict
     return lost
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.sampled_from([0.6, 0.8, 0.9]), st.sampled_from(["category", "all"]), st.integers(1, 5))
 def test_survivors_hold_what_they_must_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, seed: int, threshold: float, within: Any, shards: int

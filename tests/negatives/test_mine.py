@@ -136,7 +136,11 @@ def test_no_text_crosses_the_split(tmp_path):
 
 
 def test_positives_of_an_equal_query_in_another_category_are_no_negatives(tmp_path):
-    records = [record("a", "red fox", "a red fox"), record("a", "fox den", "the red fox den"), record("b", "red fox", "the red fox den")]
+    records = [
+        record("a", "red fox", "a red fox"),
+        record("a", "fox den", "the red fox den"),
+        record("b", "red fox", "the red fox den"),
+    ]
     rows = {(row["category"], row["query"]): row for row in read(mined(split(records), tmp_path).shards).to_pylist()}
     assert rows["a", "red fox"]["negatives"] == []
     assert [item["text"] for item in rows["a", "fox den"]["negatives"]] == ["a red fox"]
