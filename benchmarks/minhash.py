@@ -27,7 +27,8 @@ from scipy import sparse
 
 from datakit.dedup.candidates import Texts, sign
 from datakit.dedup.pairs import near_duplicate_pairs
-from datakit.dedup.signatures import Bands, bands_for
+from datakit.dedup.shingles import shingles
+from datakit.dedup.signatures import Bands, band_keys, bands_for, signatures
 from datakit.dedup.verify import buckets
 from datakit.recipe import MinHashDedup
 
@@ -144,10 +145,13 @@ def main() -> None:
         lambda: datakit_bands(arrow, settings(0.8), bands),
         lambda: datasketch_bands(shingle_sets(texts), bands, arguments.permutations),
     )
+    flat = shingles(arrow, words=True, size=3)
+    there = flat.sizes > 0
+    starts = np.concatenate(([0], np.cumsum(flat.sizes[there])))
     compare(
-        "the same, datasketch given its sets",
+        "the same, both given their shingles",
         0.8,
-        lambda: datakit_bands(arrow, settings(0.8), bands),
+        lambda: buckets(band_keys(signatures(flat.values.astype(np.uint64), starts, arguments.permutations, 1, "rensa"), bands)),
         lambda: datasketch_bands(sets, bands, arguments.permutations),
     )
     recall = [

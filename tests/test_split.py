@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import random
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from duplicated import changed, jaccard, row, sentence, shingle_set, tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stepping import read, rows_step, run_step
-
-sys.path.insert(0, str(Path(__file__).parent / "dedup"))
-from duplicated import changed, jaccard, row, sentence, shingle_set, tables
 
 from datakit.errors import BuildError
 from datakit.recipe import Split
