@@ -39,9 +39,12 @@ def train(
 ) -> None:
     """Train an embedding model on a build, and measure it before and after.
 
-    The same command goes on where a run was stopped, from its last checkpoint, to the same weights. It does nothing when the run
-    is finished. The model lies in DIR/model and opens in sentence-transformers; the numbers are in DIR/metrics.json, what
-    `datakit build --feedback` reads in DIR/evaluation.json, and one line for each step in DIR/log.jsonl.
+    The same command goes on where a run was stopped. Of a finished run it only shows the result.
+
+    DIR/model            the model, as sentence-transformers opens it
+    DIR/metrics.json     every number of the tables
+    DIR/evaluation.json  the score of each category, for a next build
+    DIR/log.jsonl        one line for each step
     """
     from datakit.opened import open_build
     from datakit.recipe_file import load_model

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 from datakit.errors import BuildError
-from trainer.model import Encoder
+from trainer.model import Encoder, quiet
 
 _CARD = """---
 library_name: sentence-transformers
@@ -34,27 +35,13 @@ Prompts (`prompt_name`): {prompts}. `query` and `document` are the most frequent
 
 def export(encoder: Encoder, folder: str, prompts: Mapping[str, str], title: str, build: str, dimensions: Sequence[int]) -> None:
     """Writes the model to `folder`, in place of what was there. Raises BuildError where the export gives other vectors."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-
     scratch = f"{folder}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
-    tokenizer = copy.deepcopy(encoder.tokenizer)
-    # The texts are no chats; sentence-transformers would offer to read them as such.
-    tokenizer.chat_template = None
-    encoder.base.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    model = SentenceTransformer(
-        modules=[
-            Transformer(scratch, max_seq_length=encoder.config.max_length),
-            Pooling(encoder.dimension, pooling_mode=encoder.config.pooling),
-            Normalize(),
-        ],
-        prompts=dict(prompts),
-        similarity_fn_name="cosine",
-        device=str(encoder.device),
-    )
-    model.save(scratch, create_model_card=False)
+    with quiet():
+        _write(encoder, scratch, prompts)
+        difference = _difference(encoder, scratch)
+    if not difference <= (1e-4 if encoder.compute == torch.float32 else 3e-2):
+        raise BuildError(f"The export '{scratch}' gives other vectors than the trained model (difference {difference:.1e}).")
     card = _CARD.format(
         title=title,
         build=build,
@@ -66,17 +53,32 @@ def export(encoder: Encoder, folder: str, prompts: Mapping[str, str], title: str
     )
     with open(os.path.join(scratch, "README.md"), "w", encoding="utf-8") as file:
         file.write(card)
-    _compare(encoder, scratch)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)
 
 
-def _compare(encoder: Encoder, folder: str) -> None:
+def _write(encoder: Encoder, folder: str, prompts: Mapping[str, str]) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    # The texts are no chats; sentence-transformers would offer to read them as such.
+    tokenizer.chat_template = None
+    encoder.base.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    modules = [
+        Transformer(folder, max_seq_length=encoder.config.max_length),
+        Pooling(encoder.dimension, pooling_mode=encoder.config.pooling),
+        Normalize(),
+    ]
+    model = SentenceTransformer(modules=modules, prompts=dict(prompts), similarity_fn_name="cosine", device=str(encoder.device))
+    model.save(folder, create_model_card=False)
+
+
+def _difference(encoder: Encoder, folder: str) -> float:
+    """The largest difference between the vectors of the trained model and of its export."""
     from sentence_transformers import SentenceTransformer
 
     texts = ["What does the first token see?", "a", "A longer text, so that the batch holds padding: " + "one more word " * 20]
     opened = SentenceTransformer(folder, device=str(encoder.device))
-    difference = float(np.abs(opened.encode(texts, show_progress_bar=False) - encoder.embed(texts)).max())
-    tolerance = 1e-4 if str(encoder.compute) == "torch.float32" else 3e-2
-    if not difference <= tolerance:
-        raise BuildError(f"The export '{folder}' gives other vectors than the trained model (difference {difference:.1e}).")
+    return float(np.abs(opened.encode(texts, show_progress_bar=False) - encoder.embed(texts)).max())

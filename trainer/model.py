@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -125,24 +125,12 @@ def load_encoder(config: ModelConfig) -> Encoder:
     """Loads the base in float32, cut and made bidirectional as the config says. Raises UserError where that cannot be."""
     path = locate(config.base)
     _check_path(path, config)
-    quiet = transformers.utils.logging
-    verbosity, bar = quiet.get_verbosity(), quiet.is_progress_bar_enabled()
-    quiet.set_verbosity_error()
-    quiet.disable_progress_bar()
     try:
-        # The bar of the GGUF reader heeds none of the switches above.
-        with redirect_stderr(io.StringIO()):
+        with quiet():
             base = _load_base(path, config)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **_source(config))
-    except UserError:
-        raise
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **_source(config))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"The base '{config.base}' could not be loaded: {reason}") from error
-    finally:
-        quiet.set_verbosity(verbosity)
-        if bar:
-            quiet.enable_progress_bar()
+        raise UserError(f"The base '{config.base}' could not be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         # Padding is never seen, so that any token does.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -157,6 +145,27 @@ def load_encoder(config: ModelConfig) -> Encoder:
         )
     base.get_input_embeddings().requires_grad_(config.train_embeddings)
     return Encoder(base, tokenizer, config)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the bars and notes of transformers off the terminal. The bar of its GGUF reader heeds no switch."""
+    settings = transformers.utils.logging
+    verbosity, bar = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        settings.set_verbosity(verbosity)
+        if bar:
+            settings.enable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _check_path(path: str, config: ModelConfig) -> None:

@@ -115,7 +115,7 @@ class _Rank:
     vectors: Output
 
     def __call__(self, unit: Slice, folder: str) -> dict[str, Any]:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         table = storage.read_table(unit.texts, columns=["query_id", "positive_id"]).take(pa.array(unit.rows))
         own = pack(table.column("positive_id").to_pylist())

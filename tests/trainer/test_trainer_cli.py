@@ -28,7 +28,7 @@ def test_help_names_what_a_person_needs(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("COLUMNS", "160")
     status, shown, _ = run(monkeypatch, capsys, "train", "--help")
     assert status == 0
-    for word in ("CONFIG", "--data", "--output", "goes on where a run was stopped", "sentence-transformers"):
+    for word in ("CONFIG", "--data", "--output", "goes on where a run was stopped", "evaluation.json"):
         assert word in shown
     status, shown, _ = run(monkeypatch, capsys, "--help")
     assert "train" in shown

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 from datakit.assets import locate
 from datakit.errors import UserError
 from datakit.opened import Build
 from datakit.schema import digest, text_id
 from trainer.data import part_files, usable_blocks
+from trainer.model import first_line, quiet
 
 METRIC = "ndcg@10"
 CUTOFF = 10
@@ -158,10 +160,10 @@ def evaluate_encoder(task: Task, name: str, dimensions: Sequence[int] = ()) -> d
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(locate(name))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"The encoder '{name}' could not be loaded: {reason}") from error
+        with quiet():
+            model = SentenceTransformer(locate(name))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"The encoder '{name}' could not be loaded: {first_line(error)}") from error
     width = int(model.get_embedding_dimension() or 0)
     if too_wide := [dimension for dimension in dimensions if dimension > width]:
         raise UserError(f"Dimension {max(too_wide)} is above that of the model '{name}', which is {width}.")

@@ -1,0 +1,135 @@
+"""BM25+ top-100 against rank-bm25's BM25Plus and plain bm25s: queries per second as ratios, and that scores and ranks agree.
+
+    python benchmarks/bm25.py --data FOLDER [--runs 3] [--queries 100] [--passages 0] [--out benchmarks/bm25.md]
+
+FOLDER holds train/medquad.jsonl (default: the variable DATAKIT_REAL_DATA). The corpus are its different answers, the queries its
+questions; `--passages N` takes a generated corpus of N passages instead, with words in the proportions of the answers. All
+engines get the same texts, the same tokenizer and one thread, and run by turns in one process; times are from the text of the
+queries to the hits. rank-bm25 answers the first `--queries` of a fixed sample only, the others all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import bm25s
+import numpy as np
+import polars as pl
+
+from datakit.negatives.bm25 import Hits, Index, build, tokens
+from datakit.recipe import Bm25Miner
+
+K = 100
+SAMPLE = 4000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=os.environ.get("DATAKIT_REAL_DATA"), help="folder of the real data sets")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--queries", type=int, default=100, help="queries that rank-bm25 answers in each run")
+    parser.add_argument("--passages", type=int, default=0, help="size of a generated corpus; 0: the answers of medquad")
+    parser.add_argument("--out", help="writes the table there too")
+    arguments = parser.parse_args()
+    if not arguments.data or not Path(arguments.data, "train", "medquad.jsonl").is_file():
+        print("skipped: --data (or DATAKIT_REAL_DATA) names no folder with train/medquad.jsonl")
+        return
+    corpus, questions = texts(Path(arguments.data), arguments.passages)
+    report = "\n".join(compare(corpus, questions, arguments.runs, arguments.queries))
+    print(report)
+    if arguments.out:
+        Path(arguments.out).write_text(report + "\n", encoding="utf-8")
+
+
+def texts(data: Path, passages: int) -> tuple[pl.Series, pl.Series]:
+    """The corpus, and a sample of questions."""
+    lines = [json.loads(line) for line in (data / "train" / "medquad.jsonl").open(encoding="utf-8")]
+    corpus = pl.Series(sorted({line["answer"] for line in lines}))
+    questions = pl.Series([line["question"] for line in lines]).sample(SAMPLE, seed=1)
+    if passages:
+        draw = np.random.default_rng(1)
+        words = tokens(corpus).explode().drop_nulls().to_numpy()
+        drawn = draw.integers(len(words), size=passages * 60)
+        corpus = pl.Series([" ".join(words[drawn[start : start + 60]]) for start in range(0, len(drawn), 60)])
+    return corpus, questions
+
+
+def compare(corpus: pl.Series, questions: pl.Series, runs: int, few: int) -> list[str]:
+    started = time.perf_counter()
+    ours = build(corpus, Bm25Miner(type="bm25"))
+    built = time.perf_counter() - started
+    started = time.perf_counter()
+    reference = build(corpus, Bm25Miner(type="bm25", engine="rank_bm25"))
+    reference_built = time.perf_counter() - started
+    started = time.perf_counter()
+    plain = bm25s.BM25(method="bm25+", delta=1.0, backend="numba")
+    plain.index(tokens(corpus).to_list(), show_progress=False)
+    plain_built = time.perf_counter() - started
+
+    def retrieve(queries: pl.Series) -> None:
+        plain.retrieve(tokens(queries).to_list(), k=K, show_progress=False, n_threads=1)
+
+    first = {"ours": timed(lambda: ours.top(questions[:1], K)), "plain": timed(lambda: retrieve(questions[:1]))}
+    asked = questions[:few]
+    seconds: dict[str, list[float]] = {"ours": [], "plain": [], "rank": []}
+    for _ in range(runs):
+        seconds["ours"].append(timed(lambda: ours.top(questions, K)) / len(questions))
+        seconds["plain"].append(timed(lambda: retrieve(questions)) / len(questions))
+        seconds["rank"].append(timed(lambda: reference.top(asked, K)) / len(asked))
+    rate = {name: 1 / statistics.median(values) for name, values in seconds.items()}
+    ratios = {name: rate[name] / rate["rank"] for name in rate}
+    error, same = agreement(ours, reference, asked)
+    longest = tokens(corpus).list.len().mean()
+    return [
+        f"{len(corpus):,} passages of {longest:.0f} words on average; {len(questions):,} queries, {few} of them for rank-bm25; "
+        f"top {K}; medians of {runs} runs; one thread of {os.cpu_count()} processors.",
+        "",
+        "| engine | index, s | first query, s | queries/s | against rank-bm25 | against plain bm25s |",
+        "|---|---|---|---|---|---|",
+        row("datakit (bm25s' scores, own retrieval)", built, first["ours"], rate["ours"], ratios["ours"], rate["plain"]),
+        row("bm25s `bm25+`, numba", plain_built, first["plain"], rate["plain"], ratios["plain"], rate["plain"]),
+        row("rank-bm25 BM25Plus", reference_built, None, rate["rank"], ratios["rank"], rate["plain"]),
+        "",
+        f"- Scores: largest relative difference to rank-bm25 {error:.1e} (asked for: 1e-5).",
+        f"- Top {K} equal up to ties: {same} of {few} queries.",
+        f"- Ratio to rank-bm25: {ratios['ours']:,.0f} (asked for: 50).",
+    ]
+
+
+def row(name: str, built: float, first: float | None, rate: float, ratio: float, plain: float) -> str:
+    shown = "" if first is None else f"{first:.1f}"
+    return f"| {name} | {built:.1f} | {shown} | {rate:,.0f} | {ratio:,.0f} | {rate / plain:,.2f} |"
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def agreement(ours: Index, reference: Index, queries: pl.Series) -> tuple[float, int]:
+    """The largest relative difference of scores by rank, and for how many queries both name the same documents but for ties."""
+    one, other = ours.top(queries, K), reference.top(queries, K)
+    error = float(np.max(np.abs(one.scores / np.where(other.scores == 0, 1, other.scores) - (other.scores != 0))))
+    return error, sum(same_but_for_ties(one, other, number) for number in range(len(queries)))
+
+
+def same_but_for_ties(one: Hits, other: Hits, query: int) -> bool:
+    """Every document that one side has alone has the score of the last place, where ties are cut."""
+    alone = np.setxor1d(one.documents[query], other.documents[query])
+    last = other.scores[query].min()
+    for hits in (one, other):
+        scores = hits.scores[query][np.isin(hits.documents[query], alone)]
+        if not np.allclose(scores, last, rtol=1e-9, atol=0):
+            return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
