@@ -6,6 +6,7 @@ A checkpoint is a folder `step-NNNNNNN` with `model.safetensors` (the parameters
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -49,11 +50,16 @@ def save(folder: str, step: int, model: nn.Module, optimizer: torch.optim.Optimi
         flush(Path(folder))
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        # safetensors reports a full disk in its own words.
-        cause = error if isinstance(error, OSError) else OSError(28 if "No space" in str(error) else 5, str(error))
-        raise storage.failure(cause, str(target)) from error
+        raise failure(error, str(target)) from error
     for _, old in steps(folder)[keep:]:
         shutil.rmtree(old)
+
+
+def failure(error: Exception, path: str) -> Exception:
+    """The sentence for an error while weights were written; safetensors reports a full disk in its own words."""
+    if not isinstance(error, OSError):
+        error = OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error), path)
+    return storage.failure(error, path)
 
 
 def steps(folder: str) -> list[tuple[int, Path]]:

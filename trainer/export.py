@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from datakit.errors import BuildError
+from trainer import checkpoint
 from trainer.model import Encoder, quiet
 
 _CARD = """---
@@ -37,9 +39,13 @@ def export(encoder: Encoder, folder: str, prompts: Mapping[str, str], title: str
     """Writes the model to `folder`, in place of what was there. Raises BuildError where the export gives other vectors."""
     scratch = f"{folder}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
-    with quiet():
-        _write(encoder, scratch, prompts)
-        difference = _difference(encoder, scratch)
+    try:
+        with quiet():
+            _write(encoder, scratch, prompts)
+            difference = _difference(encoder, scratch)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise checkpoint.failure(error, folder) from error
     if not difference <= (1e-4 if encoder.compute == torch.float32 else 3e-2):
         raise BuildError(f"The export '{scratch}' gives other vectors than the trained model (difference {difference:.1e}).")
     card = _CARD.format(
