@@ -54,7 +54,7 @@ def parse(text: str, queries: int, *, cut: bool = False, examples: Collection[st
     if found is None:
         found = list(_lines(text))
         # A line break after it says that a question is whole.
-        cut = cut and not text.endswith("\n") and bool(found) and text.rstrip().endswith(found[-1].rstrip())
+        cut = cut and bool(found) and not text.endswith("\n") and _spaced(text).endswith(_spaced(found[-1]))
     else:
         cut = False
     if not found:
@@ -85,7 +85,16 @@ def parse(text: str, queries: int, *, cut: bool = False, examples: Collection[st
 def _lines(text: str) -> Iterator[str]:
     lines = text.splitlines()
     for pattern in (_NUMBERED, _BULLET):
-        items = [match.group(match.lastindex or 0) for match in map(pattern.match, lines) if match]
+        items: list[str] = []
+        inside = False
+        for line in lines:
+            match = pattern.match(line)
+            if match:
+                items.append(match.group(match.lastindex or 0))
+            elif inside and line.strip()[:1].islower():
+                # A question that was broken over two lines.
+                items[-1] = f"{items[-1]} {line.strip()}"
+            inside = bool(items) and bool(line.strip())
         if items:
             yield from items
             return
@@ -118,9 +127,14 @@ def _strings(value: Any, depth: int) -> Iterator[str]:
             yield from _strings(value[name], depth + 1)
 
 
+def _spaced(text: str) -> str:
+    """The text on one line, with single spaces."""
+    return " ".join(text.split())
+
+
 def _cleaned(text: str) -> str:
     """A question on one line, without the label, quotes and emphasis that a model puts around it."""
-    text = " ".join(text.split())
+    text = _spaced(text)
     text = _LABEL.sub("", text)
     for opening, closing in _QUOTES.items():
         inner = text[len(opening) : -len(closing)]

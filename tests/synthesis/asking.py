@@ -13,7 +13,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-
 from datakit import storage
 from datakit.assets import Assets
 from datakit.recipe import AnyEngine, Budget, FilesSource, OpenAIEngine, Synthesis
@@ -39,7 +38,7 @@ def write_documents(folder: Path, count: int) -> Path:
 
 def step(
     cache: Path,
-    documents: Path,
+    path: Path,
     engine: AnyEngine,
     *,
     budget: Budget | None = None,
@@ -49,7 +48,7 @@ def step(
     earlier: tuple[Step, ...] = (),
     **synthesis: Any,
 ) -> Step:
-    source = FilesSource.model_validate({"type": "files", "path": str(documents), "columns": {"document": "text"}})
+    source = FilesSource.model_validate({"type": "files", "path": str(path), "columns": {"document": "text"}})
     assets = Assets(str(cache))
     read = documents_step("documents-asked", "asked", ENTRY, source, "en", 1000, assets, 0)
     settings = Synthesis.model_validate({"engine": "e", "personas_per_document": 2, "queries": 3, **synthesis})
@@ -203,5 +202,3 @@ def serving(
     finally:
         server.close()
         thread.join()
-
-

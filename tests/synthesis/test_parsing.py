@@ -38,9 +38,9 @@ def test_what_was_asked_for_is_read_back(questions: list[str], structured: str) 
 @given(
     st.one_of(
         st.text(max_size=200),
-        st.lists(st.sampled_from(["1.", "2)", "- ", "{", "[", '"', "\n", "a?", "queries", ":", "<think>", "```"]), max_size=30).map(
-            "".join
-        ),
+        st.lists(
+            st.sampled_from(["1.", "2)", "- ", "{", "[", '"', "\n", "a?", "queries", ":", "<think>", "```"]), max_size=30
+        ).map("".join),
         st.recursive(
             st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
         ).map(json.dumps),
@@ -75,6 +75,7 @@ def test_no_answer_raises_and_each_gives_questions_or_a_reason(text: str, querie
         '[{"query": "what is a", "persona": "x y"}, {"query": "what is b"}]',
         "<think>1. hm\n2. well</think>\n1. what is a\n2. what is b",
         "1.   what  is\ta \n2. what is b\r\n",
+        "1. what\nis a\n2. what is\n   b\n\nthese are both",
     ],
 )
 def test_lists_are_read_however_they_are_written(text: str) -> None:
