@@ -529,8 +529,8 @@ class Screen(Model):
     """
 
     encoder: str
-    margin: float = Field(0.95, gt=0, le=1)
-    paraphrase: float = Field(0.95, gt=0, le=1)
+    margin: float = Field(0.95, gt=0, le=1, description="Share of the similarity of the positive; smaller drops more.")
+    paraphrase: float = Field(0.95, gt=0, le=1, description="Cosine to a positive from which on a text says the same.")
 
 
 class Bm25Miner(Model):
@@ -538,27 +538,36 @@ class Bm25Miner(Model):
 
     type: Literal["bm25"]
     engine: Literal["bm25s", "rank_bm25"] = Field("bm25s", description="rank_bm25 is the reference; it is slow.")
-    depth: int = Field(50, ge=1, description="Ranks that are looked at.")
-    k1: float = Field(1.5, gt=0)
+    depth: int = Field(50, ge=1, description="Ranks that are looked at; more leave more to choose from after a screen.")
+    k1: float = Field(1.5, gt=0, allow_inf_nan=False)
     b: float = Field(0.75, ge=0, le=1)
-    delta: float = Field(1.0, ge=0)
+    delta: float = Field(1.0, ge=0, allow_inf_nan=False)
 
 
 class Negatives(Model):
-    """Hard negatives from the documents of the same category and split."""
+    """Hard negatives from the documents of the same category and split; of other labels, where the positives are labels."""
 
     miners: list[Bm25Miner] = Field(min_length=1)
-    per_query: int = Field(8, ge=1, le=64)
+    per_query: int = Field(8, ge=1, le=64, description="Negatives of a row, those that the data had included.")
     screen: Screen | None = None
 
 
 class Mixture(Model):
     """p_i proportional to n_i^(1/T), with caps; counts sum exactly to the total."""
 
-    temperature: float = Field(1.0, gt=0)
-    total: int | None = Field(None, ge=1, description="Training rows. Default: as many as the caps allow.")
-    max_epochs: float = Field(1.0, gt=0, description="A row is used at most so often, on average over its category.")
-    caps: dict[str, int] = Field({}, description="Most rows of a category.")
+    temperature: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="1 keeps the proportions of the data; a large one makes categories equal."
+    )
+    total: int | None = Field(
+        None,
+        ge=1,
+        description="Training rows. Default: as many as there are under the caps; then the temperature acts only where "
+        "max_epochs is above 1.",
+    )
+    max_epochs: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="A row is used at most so often, on average over its category."
+    )
+    caps: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="Most rows of a category.")
     shortfall: Literal["renormalise", "stop"] = Field(
         "renormalise", description="When the caps do not allow the total: give less, with a line in the log, or stop."
     )
