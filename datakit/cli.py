@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +22,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+# Without a terminal there is no width to ask for; tables are made for 100 columns.
+WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+out = Console(width=WIDTH)
 err = Console(stderr=True)
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A mixture file, such as mixtures/quickstart.yaml.")]
