@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from datakit.errors import UserError, run_command_line
 
@@ -22,10 +17,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Without a terminal there is no width to ask for; tables are made for 100 columns.
-WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
-out = Console(width=WIDTH)
-err = Console(stderr=True)
+out = console()
+err = console(stderr=True)
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A mixture file, such as mixtures/quickstart.yaml.")]
 BuildPath = Annotated[str, typer.Argument(metavar="BUILD", help="A built data set: datasets/NAME/latest, or a version's folder.")]
@@ -141,11 +134,7 @@ def settings(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Training data for text-embedding models."""
-    handler: logging.Handler = RichHandler(console=err, show_path=False) if err.is_terminal else logging.StreamHandler()
-    if not err.is_terminal:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("datakit").setLevel(logging.DEBUG if verbose else logging.INFO)
+    set_up_logging(err, ("datakit",), verbose)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datakit import storage
@@ -50,7 +51,7 @@ def plan(recipe: Recipe) -> Plan:
         return step
 
     for name in recipe.categories:
-        steps += _rows_of(recipe, name, entries[name], assets)
+        steps += _rows_of(recipe, name, entries[name], assets, tuple(steps))
     rows = add(normalise_step(tuple(steps)))
     # The vectors of rows serve all steps after them, whose rows are fewer.
     vectors: dict[str, Step] = {}
@@ -80,36 +81,34 @@ def plan(recipe: Recipe) -> Plan:
     return Plan(recipe, steps, entries)
 
 
-def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets) -> list[Step]:
-    """The steps that make the rows of one category, before they come together; the steps whose rows flow on come last."""
+def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets, before: Sequence[Step]) -> list[Step]:
+    """The steps that make the rows of one category, before they come together. `before` are those of the categories before it."""
     category = recipe.categories[name]
     check_origins(name, category.sources)
     steps: list[Step] = []
     for number, source in enumerate(category.sources):
         label = f"{name}-{number}" if len(category.sources) > 1 else name
+        given = (name, entry, source, category.language, recipe.shard_rows, assets, recipe.seed)
         if category.synthesis is None:
-            steps.append(
-                read_step(f"read-{label}", name, entry, source, category.language, recipe.shard_rows, assets, recipe.seed)
-            )
+            steps.append(read_step(f"read-{label}", *given))
             continue
-        documents = documents_step(
-            f"documents-{label}", name, entry, source, category.language, recipe.shard_rows, assets, recipe.seed
-        )
-        synthesis = category.synthesis
+        documents = documents_step(f"documents-{label}", *given)
         steps += [
             documents,
             synthesise_step(
                 f"synthesise-{label}",
                 name,
                 entry,
-                synthesis,
-                recipe.engines[synthesis.engine],
-                synthesis.engine,
+                category.synthesis,
+                recipe.engines[category.synthesis.engine],
+                category.synthesis.engine,
                 recipe.budget,
                 recipe.seed,
                 documents,
                 assets,
                 recipe.shard_rows,
+                # One budget is for all of them.
+                [step for step in (*before, *steps) if step.name.startswith("synthesise-")],
             ),
         ]
     return steps

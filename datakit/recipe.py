@@ -299,7 +299,7 @@ class OpenAIEngine(Engine):
     """Any server that speaks OpenAI's chat API."""
 
     type: Literal["openai"]
-    base_url: str = operational("https://api.openai.com/v1")
+    base_url: str = operational("https://api.openai.com/v1", pattern=r"^https?://[^@\s]+$")
     api_key: SecretField = operational(None)
     structured: Literal["lines", "json_schema"] = Field(
         "lines", description="Numbered plain lines, or a JSON schema where the server has it."

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from datakit.errors import run_command_line
+from datakit.terminal import console, set_up_logging
 
 app = typer.Typer(
     help="A lean trainer of text-embedding models.",
@@ -18,8 +16,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
-err = Console(stderr=True)
+out = console()
+err = console(stderr=True)
 
 BuildPath = Annotated[
     str, typer.Option("--data", "-d", metavar="BUILD", help="A built data set: datasets/NAME/latest, or a version's folder.")
@@ -93,12 +91,7 @@ def evaluate(
 @app.callback()
 def settings(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False) -> None:
     """A lean trainer of text-embedding models."""
-    handler: logging.Handler = RichHandler(console=err, show_path=False) if err.is_terminal else logging.StreamHandler()
-    if not err.is_terminal:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name in ("trainer", "datakit"):
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+    set_up_logging(err, ("trainer", "datakit"), verbose)
 
 
 def main() -> None:

@@ -56,8 +56,9 @@ class LocalExecutor:
         except BrokenProcessPool as error:
             self._pool = None
             raise BuildError(
-                "A worker process ended abruptly, most likely for want of memory. Finished work is kept: "
-                "run the same command again, with fewer workers (--workers 1) if it happens again."
+                "A worker process ended abruptly. Either memory ran out: finished work is kept, so run the same command again, "
+                "with fewer workers (--workers 1) if it happens again. Or a script of yours called datakit.build without "
+                "`if __name__ == '__main__':` around it, which worker processes need."
             ) from error
         finally:
             for future in pending:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +67,12 @@ def load(name: str, config: TransformersEngine) -> Loaded:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"gguf_file": config.gguf} if config.gguf else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, revision=config.revision, dtype=getattr(torch, config.dtype), **options
-        )
+        # The bar of the GGUF reader heeds no switch.
+        with redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, revision=config.revision, dtype=getattr(torch, config.dtype), **options
+            )
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), "")[:300].rstrip(".")
         raise UserError(

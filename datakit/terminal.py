@@ -1,0 +1,25 @@
+"""What both command lines print on, and where their logs go."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console of the terminal's width; of 100 columns, which tables are made for, where there is no terminal to ask."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=100)
+
+
+def set_up_logging(err: Console, names: tuple[str, ...], verbose: bool) -> None:
+    """Sends logs to `err`: those of the packages `names` from INFO (DEBUG when verbose), all others from WARNING."""
+    handler: logging.Handler = RichHandler(console=err, show_path=False) if err.is_terminal else logging.StreamHandler()
+    if not err.is_terminal:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in names:
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
