@@ -36,7 +36,8 @@ categories:
     synthesis: {{engine: served, documents: {documents}, personas_per_document: 2, queries: 3, prompt: questions-small}}
 engines:
   served:
-    {{type: openai, model: "{model}", base_url: "{url}", temperature: 0, max_tokens: 60, concurrency: 4, timeout: 20, attempts: 20}}
+    {{type: openai, model: "{model}", base_url: "{url}", temperature: 0, max_tokens: 60, concurrency: 4, timeout: 20,
+     attempts: 20}}
 split: {{validation: 0}}
 """
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from datakit.errors import UserError, run_command_line
+from datakit.terminal import console, set_up_logging
 
 app = typer.Typer(
     help="Training data for text-embedding models.",
