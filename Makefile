@@ -27,6 +27,7 @@ install: $(STAMP)
 quickstart: $(STAMP)
 	$(BIN)/datakit build mixtures/quickstart.yaml
 	$(BIN)/trainer train mixtures/quickstart-train.yaml --data datasets/quickstart/latest
+	$(BIN)/datakit inspect datasets/quickstart/latest
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

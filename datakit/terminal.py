@@ -20,6 +20,8 @@ def set_up_logging(err: Console, names: tuple[str, ...], verbose: bool) -> None:
     handler: logging.Handler = RichHandler(console=err, show_path=False) if err.is_terminal else logging.StreamHandler()
     if not err.is_terminal:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    # Some packages set levels of their own when they are imported; what they say below a warning is not for this person.
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.partition(".")[0] in names)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in names:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
