@@ -66,8 +66,9 @@ def without_docstrings(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            node.body = body[1:]  # type: ignore[attr-defined]
-    return ast.dump(tree)
+            node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+    # Not ast.dump: it differs between versions of Python.
+    return ast.unparse(tree)
 
 
 def source_digest(module: str) -> str:
