@@ -94,3 +94,8 @@ def test_the_repeated_share_is_that_of_a_plain_count(texts: list[str]) -> None:
             seen.add(gram)
         expected.append(len(covered) / len(words) if words else 0.0)
     np.testing.assert_allclose(repeated_fraction(pl.Series(texts, dtype=pl.String)), expected)
+
+
+def test_a_single_row_with_a_text_of_a_megabyte_is_judged_like_any_other() -> None:
+    kept, _ = quality.annotate(table(row("x" * 1_000_000, positive=PROSE)), FILTER)
+    assert kept.num_rows == 1
