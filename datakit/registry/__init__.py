@@ -8,16 +8,32 @@ from importlib import resources
 import yaml
 from pydantic import Field
 
-from datakit.recipe import Task
+from datakit.recipe import AnySource, Model, Task
+
+
+class PublicSource(Model):
+    """A public data set that a category can be built from, with where its facts were read."""
+
+    source: AnySource
+    rows: int = Field(ge=1, description="Records of the split, about.")
+    mteb: list[str] = Field([], description="MTEB tasks whose training side this is.")
+    checked: list[str] = Field(
+        min_length=1, description="Where the path, the columns and the licence were read: pages of the Hub, files of a package."
+    )
 
 
 class Category(Task):
-    """An entry: what a category is, and how its texts are prefixed."""
+    """An entry: what a category is, how its texts are prefixed, what it can be built from, and how it is written.
+
+    An entry without `sources` is for synthesis only; `note` says why it has none.
+    """
 
     key: str
     family: str
     description: str
-    languages: list[str] = Field(default=["en"])
+    languages: list[str] = Field(["en"], description="BCP 47 codes.")
+    sources: list[PublicSource] = []
+    note: str = ""
 
 
 @functools.cache

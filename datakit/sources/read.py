@@ -217,7 +217,7 @@ class _ReadUnit:
         if isinstance(source, PythonDocsSource):
             columns, where = python_docs.COLUMNS[source.documents], Where({})
         else:
-            columns, where = source.columns, Where(source.where)
+            columns, where = source.mapping, Where(source.where)
         mapper = (PassageMapper if self.documents else PairMapper)(columns, reading.language)
         writer = ShardWriter(folder, reading.facts, self.step, reading.shard_rows, source.max_record_bytes, self.documents)
         for name, read in _parts(reading, unit, columns, writer):

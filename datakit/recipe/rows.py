@@ -1,0 +1,107 @@
+"""What is done with all rows: dedup, split, negatives, mixture."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from datakit.recipe.fields import Model
+
+
+class ExactDedup(Model):
+    """Reason: exact_duplicate. Equal after case folding, and without punctuation and repeated white space."""
+
+    type: Literal["exact"]
+    on: Literal["query", "positive", "pair"] = Field(
+        "pair", description="`query` keeps one row of each query, whatever its positives; `positive`, one of each document."
+    )
+    within: Literal["category", "all"] = Field(
+        "category", description="Rows of different categories are compared only under `all`."
+    )
+
+
+class MinHashDedup(Model):
+    """Reason: near_duplicate. Candidates by MinHash and LSH, verified by the true Jaccard similarity of their shingles."""
+
+    type: Literal["minhash"]
+    on: Literal["query", "positive", "pair"] = Field(
+        "query",
+        description="`query` keeps one row of queries that are alike, whatever their positives; `pair` asks that both are alike.",
+    )
+    threshold: float = Field(0.8, gt=0, le=1)
+    shingle: Literal["word", "character"] = "word"
+    shingle_size: int = Field(3, ge=1, le=32, description="Words or characters in a shingle; a shorter text is one shingle.")
+    permutations: int = Field(128, ge=16, le=1024)
+    within: Literal["category", "all"] = Field(
+        "category", description="Rows of different categories are compared only under `all`."
+    )
+    engine: Literal["rensa", "datasketch"] = Field(
+        "rensa", description="Who signs: rensa, or datasketch, the reference, which is about 50 times slower."
+    )
+    seed: int = 1
+
+
+AnyDedup = Annotated[ExactDedup | MinHashDedup, Field(discriminator="type")]
+
+
+class Split(Model):
+    """Validation rows, whole documents at a time. Documents whose texts are near duplicates count as one."""
+
+    validation: float = Field(0.1, ge=0, lt=1, description="Share of documents.")
+    near_duplicate_threshold: float = Field(0.8, gt=0, le=1)
+    max_group_fraction: float = Field(
+        0.01, gt=0, le=1, description="A group of documents with more of the rows than this is for training."
+    )
+
+
+class Screen(Model):
+    """Drops mined negatives that are likely positives, by an encoder.
+
+    Reasons counted: above_margin (score >= s+ - |s+| (1 - margin), NV-Retriever, arXiv 2407.15831), equal_to_positive (the text
+    is a positive of the same query), paraphrase (its similarity to the positive is at least `paraphrase`).
+    """
+
+    encoder: str
+    margin: float = Field(0.95, gt=0, le=1, description="Share of the similarity of the positive; smaller drops more.")
+    paraphrase: float = Field(0.95, gt=0, le=1, description="Cosine to a positive from which on a text says the same.")
+
+
+class Bm25Miner(Model):
+    """BM25+ over the positives of the category and split."""
+
+    type: Literal["bm25"]
+    engine: Literal["bm25s", "rank_bm25"] = Field("bm25s", description="rank_bm25 is the reference; it is slow.")
+    depth: int = Field(50, ge=1, description="Ranks that are looked at; more leave more to choose from after a screen.")
+    k1: float = Field(1.5, gt=0, allow_inf_nan=False)
+    b: float = Field(0.75, ge=0, le=1)
+    delta: float = Field(1.0, ge=0, allow_inf_nan=False)
+
+
+class Negatives(Model):
+    """Hard negatives from the documents of the same category and split; of other labels, where the positives are labels."""
+
+    miners: list[Bm25Miner] = Field(min_length=1)
+    per_query: int = Field(8, ge=1, le=64, description="Negatives of a row, those that the data had included.")
+    screen: Screen | None = None
+
+
+class Mixture(Model):
+    """p_i proportional to n_i^(1/T), with caps; counts sum exactly to the total."""
+
+    temperature: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="1 keeps the proportions of the data; a large one makes categories equal."
+    )
+    total: int | None = Field(
+        None,
+        ge=1,
+        description="Training rows. Default: as many as there are under the caps; then the temperature acts only where "
+        "max_epochs is above 1.",
+    )
+    max_epochs: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="A row is used at most so often, on average over its category."
+    )
+    caps: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="Most rows of a category.")
+    shortfall: Literal["renormalise", "stop"] = Field(
+        "renormalise", description="When the caps do not allow the total: give less, with a line in the log, or stop."
+    )

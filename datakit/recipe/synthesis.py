@@ -1,0 +1,111 @@
+"""Engines, and what they are asked to write."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from datakit.recipe.fields import Model, Path, SecretField, operational
+
+
+class Price(Model):
+    """Money for a million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    currency: str = "USD"
+
+
+class Engine(Model):
+    """What all engines share: the model, and how it samples."""
+
+    model: str
+    revision: str | None = Field(None, description="Tells two models of one name apart.")
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(256, ge=1)
+
+
+class OpenAIEngine(Engine):
+    """Any server that speaks OpenAI's chat API."""
+
+    type: Literal["openai"]
+    base_url: str = operational("https://api.openai.com/v1", pattern=r"^https?://[^@\s]+$")
+    api_key: SecretField = operational(None)
+    structured: Literal["lines", "json_schema"] = Field(
+        "lines", description="Numbered plain lines, or a JSON schema where the server has it."
+    )
+    concurrency: int = operational(16, ge=1)
+    extra_body: dict[str, Any] = Field(
+        {}, description="Further fields of a request, such as {seed: 1}; null leaves a field out, such as {max_tokens: null}."
+    )
+    timeout: float = operational(60.0, gt=0, description="Seconds for one attempt.")
+    attempts: int = operational(10, ge=1, description="Attempts for one request, with growing pauses between them.")
+    price: Price | None = operational(None, description="What is paid. Without it no money is counted.")
+
+
+class TransformersEngine(Engine):
+    """A model in this process: a folder, a GGUF file in a folder, or "package:NAME" for one that a package carries."""
+
+    type: Literal["transformers"]
+    model: Path
+    gguf: str | None = Field(None, description="Name of the GGUF file in the folder.")
+    batch_size: int = Field(32, ge=1, description="Decides the output: a sampled text changes with its neighbours.")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    top_k: int = Field(50, ge=0)
+    repetition_penalty: float = Field(1.0, gt=0)
+
+
+class VllmEngine(Engine):
+    """vLLM in this process (extra `vllm`): LLM.chat in batches."""
+
+    type: Literal["vllm"]
+    model: Path
+    batch_size: int = Field(256, ge=1)
+    dtype: str = "auto"
+    max_model_len: int | None = None
+
+
+AnyEngine = Annotated[OpenAIEngine | TransformersEngine | VllmEngine, Field(discriminator="type")]
+
+
+class Writing(Model):
+    """How a category is written from texts: which prompt, in what style, and what counts as a positive."""
+
+    prompt: str = Field(
+        "questions",
+        description="A prompt of datakit by name: it decides what is written (queries for a document, documents for a query, "
+        "both, paraphrases, labels, translations, ...). A recipe may name a Jinja file.",
+    )
+    style: str = Field("", description='What is written, as in "questions that patients ask"; completes "Write ...".')
+    positive: str = Field("", description='What counts as a positive, as in "the passage that answers the question".')
+    languages: list[str] = Field([], description="BCP 47 codes of what is written. Default: the language of the text.")
+    labels: list[str] = Field([], description="Classes that a model may choose from, where the prompt asks for a class.")
+
+
+class Synthesis(Model):
+    """Texts that a model writes as personas would. What is written follows the category, where the recipe does not say it."""
+
+    engine: str
+    documents: int | None = Field(None, ge=1, description="Number of passages, drawn over all documents. Default: all.")
+    min_words: int = Field(40, ge=1, description="A shorter passage is joined to its neighbour.")
+    max_words: int = Field(160, ge=8, description="Passages end at a sentence or paragraph before this many words.")
+    personas: Path | None = Field(
+        None, description="A YAML file of personas, or JSONL with a `persona` field. Default: the library of datakit."
+    )
+    personas_per_document: int = Field(2, ge=1)
+    distinct_personas: int | None = Field(None, ge=1, description="Draws from the first so many personas only. Default: all.")
+    queries: int = Field(4, ge=3, le=5, description="Questions for each document and persona.")
+    prompt: Path | None = Field(
+        None,
+        description="`questions` (default), `questions-small` (for models below about a billion parameters), or a Jinja file.",
+    )
+
+
+class Budget(Model):
+    """Stops the build cleanly when it is spent. A larger budget resumes it."""
+
+    money: float | None = Field(None, gt=0)
+    tokens: int | None = Field(None, gt=0)
+    requests: int | None = Field(None, gt=0)
