@@ -45,8 +45,8 @@ class CategoryRecipe(Model):
             if self.synthesis is not None:
                 raise ValueError("public sources are pairs; for 'synthesis' name sources of documents")
             return self
-        if not self.sources:
-            raise ValueError("'sources' is empty; give at least one, or 'public'")
+        if not self.sources and self.synthesis is None:
+            raise ValueError("'sources' is empty; give at least one, or 'public', or 'synthesis' with a prompt that needs no text")
         for source in self.sources:
             if isinstance(source, PythonDocsSource):
                 documents = source.documents

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from datakit.recipe.fields import Model, Path, SecretField, operational
 
@@ -62,6 +63,9 @@ class VllmEngine(Engine):
 
     type: Literal["vllm"]
     model: Path
+    structured: Literal["lines", "json_schema"] = Field(
+        "lines", description="Numbered plain lines, or a JSON schema that the decoding is held to."
+    )
     batch_size: int = Field(256, ge=1)
     dtype: str = "auto"
     max_model_len: int | None = None
@@ -84,11 +88,42 @@ class Writing(Model):
     labels: list[str] = Field([], description="Classes that a model may choose from, where the prompt asks for a class.")
 
 
+Length = Literal["keywords", "phrase", "sentence", "long"]
+Complexity = Literal["simple", "joined"]
+Register = Literal["plain", "formal", "casual", "terse"]
+
+
+class Shares(Model):
+    """How often queries of each kind are asked for. Each of the three sums to 1."""
+
+    length: dict[Length, float] = Field(
+        {"keywords": 0.2, "phrase": 0.2, "sentence": 0.4, "long": 0.2},
+        description="Keywords, a phrase, a sentence, or more than 14 words.",
+    )
+    complexity: dict[Complexity, float] = Field(
+        {"simple": 0.8, "joined": 0.2}, description="`joined` needs two facts of the text put together."
+    )
+    formality: dict[Register, float] = Field({}, description="Default: as each persona writes.")
+
+    @model_validator(mode="after")
+    def _sums(self) -> Self:
+        for name in type(self).model_fields:
+            shares: dict[str, float] = getattr(self, name)
+            if any(share < 0 for share in shares.values()) or (shares and not math.isclose(sum(shares.values()), 1, abs_tol=1e-6)):
+                raise ValueError(f"the shares of '{name}' should be at least 0 and sum to 1 (here: {sum(shares.values()):g})")
+        return self
+
+
 class Synthesis(Model):
     """Texts that a model writes as personas would. What is written follows the category, where the recipe does not say it."""
 
     engine: str
-    documents: int | None = Field(None, ge=1, description="Number of passages, drawn over all documents. Default: all.")
+    documents: int | None = Field(
+        None,
+        ge=1,
+        description="Number of passages, drawn over all documents. Default: all. Where nothing is read, the number of tasks that "
+        "are thought of; default: 100.",
+    )
     min_words: int = Field(40, ge=1, description="A shorter passage is joined to its neighbour.")
     max_words: int = Field(160, ge=8, description="Passages end at a sentence or paragraph before this many words.")
     personas: Path | None = Field(
@@ -96,11 +131,14 @@ class Synthesis(Model):
     )
     personas_per_document: int = Field(2, ge=1)
     distinct_personas: int | None = Field(None, ge=1, description="Draws from the first so many personas only. Default: all.")
-    queries: int = Field(4, ge=3, le=5, description="Questions for each document and persona.")
-    prompt: Path | None = Field(
-        None,
-        description="`questions` (default), `questions-small` (for models below about a billion parameters), or a Jinja file.",
-    )
+    queries: int = Field(4, ge=3, le=5, description="Texts for each passage and persona, where a prompt writes several.")
+    shares: Shares = Shares()
+    small_model: bool = Field(False, description="For models below about a billion parameters: worked examples and few instructions.")
+    prompt: Path | None = Field(None, description="A prompt of datakit by name, or a Jinja file. Default: the category's.")
+    style: str | None = Field(None, description="Default: the category's.")
+    positive: str | None = Field(None, description="Default: the category's.")
+    languages: list[str] | None = Field(None, description="BCP 47 codes of what is written. Default: the category's.")
+    labels: list[str] | None = Field(None, description="Classes that a model may choose from. Default: the category's.")
 
 
 class Budget(Model):
