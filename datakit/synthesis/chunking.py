@@ -15,6 +15,8 @@ _SENTENCE = re.compile(r"[.!?…][\"'”’)\]]*\s+(?![a-z])|[。！？][」』�
 # These end in a full stop, and the sentence goes on.
 _ABBREVIATION = re.compile(r"(?:\b(?:[A-Za-z]|e\.g|i\.e|cf|vs|Dr|Mr|Mrs|Ms|Prof|St|No|Fig|Eq|Sec|al|approx))\.[\"'”’)\]]*\s+$")
 
+_ENDED = re.compile(r"[.!?…。！？][\"'”’)\]」』）]*$")
+
 # What a passage costs: for each missing word, for an end inside a paragraph, and for itself.
 _MISSING, _INSIDE, _PASSAGE, _WORST = 1 << 48, 1 << 24, -1, 1 << 96
 
@@ -36,6 +38,21 @@ def passages(text: str, min_words: int, max_words: int) -> list[str]:
     pieces = list(_pieces(text, max_words))
     found = [text[start:end].strip() for start, end in _joined(pieces, min_words, max_words)]
     return [passage for passage in found if passage]
+
+
+def sentences(text: str, min_words: int, max_words: int) -> list[str]:
+    """The sentences of a text that have so many words, in order, each on one line.
+
+    What ends without a mark (a heading, an item of a list, code) is none, unless the text is nothing else.
+    """
+    found = []
+    for span in _split(text, (0, len(text)), _PARAGRAPH):
+        for start, end in _sentences(text, span):
+            sentence = " ".join(text[start:end].split())
+            alone = sentence == " ".join(text.split())
+            if min_words <= word_count(sentence) <= max_words and (alone or _ENDED.search(sentence)):
+                found.append(sentence)
+    return found
 
 
 def _joined(pieces: list[tuple[Span, int, bool]], min_words: int, max_words: int) -> Iterator[Span]:

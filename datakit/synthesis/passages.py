@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from datakit import storage
 from datakit.schema import digest, text_id
-from datakit.synthesis.chunking import passages
+from datakit.synthesis.chunking import passages, sentences
 
+# What is taken from a document: passages, sentences, or all of its text.
+Unit = Literal["passage", "sentence", "whole"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FILE = "passages.parquet"
@@ -51,6 +53,7 @@ class Cut:
     min_words: int
     max_words: int
     seed: int
+    unit: Unit = "passage"
 
     def __call__(self, documents: str, folder: str) -> dict[str, Any]:
         records = []
@@ -62,13 +65,18 @@ class Cut:
 
     def _records(self, document: dict[str, Any]) -> list[dict[str, Any]]:
         records = []
-        for text in passages(document["text"], self.min_words, self.max_words):
+        for text in self._texts(document["text"]):
             rank = int(digest("draw", str(self.seed), text_id(text), size=8), 16)
             records.append({**document, "passage_id": text_id(text), "rank": rank, "text": text})
         # A document gives its second passage only when every document has given its first.
         for turn, record in enumerate(sorted(records, key=lambda record: (record["rank"], record["passage_id"]))):
             record["round"] = turn
         return records
+
+    def _texts(self, text: str) -> list[str]:
+        if self.unit == "whole":
+            return [text]
+        return (sentences if self.unit == "sentence" else passages)(text, self.min_words, self.max_words)
 
 
 def draw(files: Sequence[str], count: int | None) -> tuple[list[Array], int]:
