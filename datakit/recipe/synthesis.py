@@ -129,6 +129,9 @@ class Synthesis(Model):
     personas: Path | None = Field(
         None, description="A YAML file of personas, or JSONL with a `persona` field. Default: the library of datakit."
     )
+    persona_fields: list[str] = Field(
+        [], description="Draws only from personas of these fields, such as [health, care]. Default: all."
+    )
     personas_per_document: int = Field(2, ge=1)
     distinct_personas: int | None = Field(None, ge=1, description="Draws from the first so many personas only. Default: all.")
     queries: int = Field(4, ge=3, le=5, description="Texts for each passage and persona, where a prompt writes several.")
