@@ -21,7 +21,7 @@ from datakit.negatives.screen import screen_step
 from datakit.normalise import normalise_step
 from datakit.progress import BuildWatcher
 from datakit.publish.publish import PublishedBuild, check_output, publish
-from datakit.recipe import CategoryRecipe, Recipe, RoundTripFilter
+from datakit.recipe import CategoryRecipe, Recipe, RoundTripFilter, Synthesis
 from datakit.registry import Category
 from datakit.registry import load as load_registry
 from datakit.sources.read import check_origins, documents_step, read_step
@@ -86,6 +86,9 @@ def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets, before:
     category = recipe.categories[name]
     check_origins(name, category.sources)
     steps: list[Step] = []
+    if category.synthesis is not None and not category.sources:
+        # Nothing is read: tasks are thought of first.
+        return [_synthesised(recipe, name, name, entry, category.synthesis, None, assets, before)]
     for number, source in enumerate(category.sources):
         label = f"{name}-{number}" if len(category.sources) > 1 else name
         given = (name, entry, source, category.language, recipe.shard_rows, assets, recipe.seed)
@@ -93,25 +96,37 @@ def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets, before:
             steps.append(read_step(f"read-{label}", *given))
             continue
         documents = documents_step(f"documents-{label}", *given)
-        steps += [
-            documents,
-            synthesise_step(
-                f"synthesise-{label}",
-                name,
-                entry,
-                category.synthesis,
-                recipe.engines[category.synthesis.engine],
-                category.synthesis.engine,
-                recipe.budget,
-                recipe.seed,
-                documents,
-                assets,
-                recipe.shard_rows,
-                # One budget is for all of them.
-                [step for step in (*before, *steps) if step.name.startswith("synthesise-")],
-            ),
-        ]
+        steps.append(documents)
+        steps.append(_synthesised(recipe, label, name, entry, category.synthesis, documents, assets, (*before, *steps)))
     return steps
+
+
+def _synthesised(
+    recipe: Recipe,
+    label: str,
+    name: str,
+    entry: Category,
+    synthesis: Synthesis,
+    documents: Step | None,
+    assets: Assets,
+    before: Sequence[Step],
+) -> Step:
+    return synthesise_step(
+        f"synthesise-{label}",
+        name,
+        entry,
+        synthesis,
+        recipe.engines[synthesis.engine],
+        synthesis.engine,
+        recipe.budget,
+        recipe.seed,
+        documents,
+        assets,
+        recipe.shard_rows,
+        # One budget is for all of them.
+        [step for step in before if step.name.startswith("synthesise-")],
+        recipe.categories[name].language,
+    )
 
 
 def entry(name: str, category: CategoryRecipe) -> Category:

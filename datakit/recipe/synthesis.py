@@ -109,7 +109,9 @@ class Shares(Model):
     def _sums(self) -> Self:
         for name in type(self).model_fields:
             shares: dict[str, float] = getattr(self, name)
-            if any(share < 0 for share in shares.values()) or (shares and not math.isclose(sum(shares.values()), 1, abs_tol=1e-6)):
+            if any(share < 0 for share in shares.values()) or (
+                shares and not math.isclose(sum(shares.values()), 1, abs_tol=1e-6)
+            ):
                 raise ValueError(f"the shares of '{name}' should be at least 0 and sum to 1 (here: {sum(shares.values()):g})")
         return self
 
@@ -136,7 +138,9 @@ class Synthesis(Model):
     distinct_personas: int | None = Field(None, ge=1, description="Draws from the first so many personas only. Default: all.")
     queries: int = Field(4, ge=3, le=5, description="Texts for each passage and persona, where a prompt writes several.")
     shares: Shares = Shares()
-    small_model: bool = Field(False, description="For models below about a billion parameters: worked examples and few instructions.")
+    small_model: bool = Field(
+        False, description="For models below about a billion parameters: worked examples and few instructions."
+    )
     prompt: Path | None = Field(None, description="A prompt of datakit by name, or a Jinja file. Default: the category's.")
     style: str | None = Field(None, description="Default: the category's.")
     positive: str | None = Field(None, description="Default: the category's.")

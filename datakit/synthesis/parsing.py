@@ -1,108 +1,191 @@
-"""What a model wrote, as questions."""
+"""What a model wrote, as texts: the items of a list, or the fields that were asked for."""
 
 from __future__ import annotations
 
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Reasons for a whole answer; its raw text is the detail.
 EMPTY_ANSWER = "empty_answer"
 UNPARSABLE_ANSWER = "unparsable_answer"
-# Reasons for one question of an answer.
+# Reasons for one item of an answer.
 REPEATED_IN_ANSWER = "repeated_in_answer"
 COPIED_FROM_PROMPT = "copied_from_prompt"
 MORE_THAN_ASKED = "more_than_asked"
 CUT_OFF = "cut_off"
 NO_WORDS = "no_words"
+MISSING_FIELD = "missing_field"
+BAD_SCORE = "bad_score"
 
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
+# What a field is called in an answer: first as prompts call it, then as models do.
+FIELDS = {
+    "query": ("query", "user query", "question", "premise", "anchor", "sentence 1"),
+    "positive": (
+        "positive", "positive document", "document", "passage", "answer", "entailment", "entailed", "paraphrase", "translation",
+        "summary", "sentence 2",
+    ),
+    "negative": ("negative", "hard negative document", "hard negative", "negative document", "contradiction", "contradicted"),
+    "score": ("score", "similarity", "degree"),
+    "label": ("label", "class", "category"),
+}  # fmt: skip
+# The one field of the items of a list.
+TEXT = "text"
+
+# The opening tag is often the end of the prompt, and not part of the answer.
+_THOUGHT = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"^\s*```[a-z]*\s*\n(.*?)(?:\n\s*```.*)?\Z", re.DOTALL | re.IGNORECASE)
 # "1. x", "1) x", "1: x", "**1.** x", "Question 1: x", "Q1. x", "#1. x"
-_NUMBERED = re.compile(r"^\W{0,4}(?:(?:question|query|q)\s*)?(\d{1,2})\**\s*[.):]\**(?:\s+|$)(.*)$", re.IGNORECASE)
+_NUMBERED = re.compile(r"^\W{0,4}(?:(?:question|query|q|sentence|task)\s*)?(\d{1,2})\**\s*[.):]\**(?:\s+|$)(.*)$", re.IGNORECASE)
 _BULLET = re.compile(r"^\s*[-*•–]\s+(.*)$")
 _LABEL = re.compile(
     r"^\**(?:keywords?|phrase|question|query|search query|detailed(?: question)?|joined)\**\s*:\**\s+", re.IGNORECASE
 )
-# Where an object has one of these, its other members are no questions.
+# Where an object has one of these, its other members are no items of a list.
 _NAMES = ("queries", "questions", "query", "question", "text")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "`": "`", "**": "**", "*": "*"}
+_NUMBER = re.compile(r"^\W*(\d+(?:[.,]\d+)?)\s*(%|/\s*(\d+))?")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One of the texts that were asked for, by field, and the reason against it or None. `number` is its place, from 1."""
+
+    number: int
+    texts: dict[str, str]
+    reason: str | None = None
 
 
 @dataclass
 class Parsed:
-    """The questions of an answer, in order, each with the reason against it or None; or the reason against the whole answer."""
+    """What an answer holds, in order; or the reason against the whole answer."""
 
-    questions: list[tuple[str, str | None]] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     reason: str | None = None
 
 
-def parse(text: str, queries: int, *, cut: bool = False, examples: Collection[str] = ()) -> Parsed:
-    """The questions in an answer: a numbered list, else a list with bullets, else lines that end in a question mark; or JSON.
+def parse(text: str, count: int, fields: Sequence[str] = (), *, cut: bool = False, examples: Collection[str] = ()) -> Parsed:
+    """What is in an answer to a request for `count` items.
 
-    `cut` says that the model ran out of tokens: then the last question, where nothing follows it, is not whole. `examples` are
-    the queries that the prompt showed. Lines beside the list (a greeting, an explanation) are no questions, and fewer questions
-    than `queries` are no error. Never raises.
+    Without `fields`: a numbered list, else a list with bullets, else lines that end in a question mark. With `fields` (keys of
+    FIELDS): lines such as "Positive: ...", and for a single item of a single field also the bare text. Both also as JSON. `cut`
+    says that the model ran out of tokens: then the last item, where nothing follows it, is not whole. `examples` are what the
+    prompt showed. Lines beside (a greeting, an explanation) are nothing, and fewer items than `count` are no error. Never raises.
     """
     text = _THOUGHT.sub("", text).strip("\ufeff \t")
     if not text.strip():
         return Parsed(reason=EMPTY_ANSWER)
-    found = _json(text)
+    found = _json(text, fields)
     if found is None:
-        found = list(_lines(text))
-        # A line break after it says that a question is whole.
-        cut = cut and bool(found) and not text.endswith("\n") and _spaced(text).endswith(_spaced(found[-1]))
+        found = list(_labelled(text, fields) if fields else _lines(text))
+        if not found and len(fields) == count == 1 and (bare := _bare(text)):
+            found = [Item(1, {fields[0]: bare})]
+        # A line break after it says that an item is whole.
+        last = next(reversed(found[-1].texts.values()), "") if found else ""
+        cut = cut and bool(found) and not text.endswith("\n") and _spaced(text).endswith(_spaced(last))
     else:
         cut = False
     if not found:
         return Parsed(reason=UNPARSABLE_ANSWER)
-    shown = {folded(example) for example in examples}
+    return Parsed(_judged(found, count, fields or (TEXT,), cut, {folded(example) for example in examples}))
+
+
+def _judged(found: list[Item], count: int, fields: Sequence[str], cut: bool, shown: Collection[str]) -> list[Item]:
+    """The items, cleaned, each with what is said against it."""
     seen: set[str] = set()
-    parsed, accepted = Parsed(), 0
-    for number, raw in enumerate(found):
-        question = _cleaned(raw)
-        letters = folded(question)
+    judged: list[Item] = []
+    accepted = 0
+    for place, raw in enumerate(found):
+        texts = {name: _cleaned(value) for name, value in raw.texts.items()}
+        letters = [folded(texts.get(name, "")) for name in fields if name != "score"]
+        whole = " | ".join(letters)
         reason = None
-        if not letters:
+        if cut and place == len(found) - 1:
+            reason = CUT_OFF if any(letters) else NO_WORDS
+        elif any(name not in texts for name in fields):
+            reason = MISSING_FIELD
+        elif not all(letters):
             reason = NO_WORDS
-        elif cut and number == len(found) - 1:
-            reason = CUT_OFF
-        elif letters in seen:
+        elif "score" in fields and score(texts["score"]) is None:
+            reason = BAD_SCORE
+        elif whole in seen:
             reason = REPEATED_IN_ANSWER
-        elif letters in shown:
+        elif any(each in shown for each in letters):
             reason = COPIED_FROM_PROMPT
-        elif accepted == queries:
+        elif accepted == count:
             reason = MORE_THAN_ASKED
-        seen.add(letters)
+        seen.add(whole)
         accepted += reason is None
-        parsed.questions.append((question, reason))
-    return parsed
+        judged.append(replace(raw, texts=texts, reason=reason))
+    return judged
 
 
-def _lines(text: str) -> Iterator[str]:
+def _lines(text: str) -> Iterator[Item]:
+    """The items of a list. They have the numbers that stand before them where these ascend, else their places."""
     lines = text.splitlines()
     for pattern in (_NUMBERED, _BULLET):
         items: list[str] = []
+        numbers: list[int] = []
         inside = False
         for line in lines:
             match = pattern.match(line)
             if match:
                 items.append(match.group(match.lastindex or 0))
+                numbers.append(int(match.group(1)) if pattern is _NUMBERED else len(items))
             elif inside and line.strip()[:1].islower():
-                # A question that was broken over two lines.
+                # A text that was broken over two lines.
                 items[-1] = f"{items[-1]} {line.strip()}"
             inside = bool(items) and bool(line.strip())
         if items:
-            yield from items
+            ascending = all(left < right for left, right in zip([0, *numbers], numbers, strict=False))
+            for place, item in enumerate(items):
+                yield Item(numbers[place] if ascending else place + 1, {TEXT: item})
             return
-    yield from (line for line in lines if line.rstrip().rstrip("\"'”’)*").endswith(("?", "？", "؟")))
+    asking = [line for line in lines if line.rstrip().rstrip("\"'”’)*").endswith(("?", "？", "؟"))]
+    yield from (Item(number, {TEXT: line}) for number, line in enumerate(asking, start=1))
 
 
-def _json(text: str) -> list[str] | None:
-    """The strings of a JSON answer; None where the answer is no JSON."""
+def _labelled(text: str, fields: Sequence[str]) -> Iterator[Item]:
+    """Items of lines that begin with the name of a field. A value goes on until an empty line or the next name."""
+    names = {name: key for key in fields for name in FIELDS[key]}
+    either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    label = re.compile(rf"^[\s\d.)#>*•_-]*({either})(?:\s*\d+)?\s*[*_]*\s*[:：][*_]*\s*(.*)$", re.IGNORECASE)
+    texts: dict[str, str] = {}
+    number, current = 1, ""
+    for line in text.splitlines():
+        if match := label.match(line):
+            current = names[match.group(1).casefold()]
+            if current in texts:
+                yield Item(number, texts)
+                number, texts = number + 1, {}
+            texts[current] = match.group(2)
+        elif current and line.strip():
+            texts[current] = f"{texts[current]} {line.strip()}".strip()
+        elif current and texts[current]:
+            current = ""
+    if texts:
+        yield Item(number, texts)
+
+
+def _bare(text: str) -> str:
+    """The first paragraph of an answer that is nothing but the text, without a line before it that announces it."""
+    lines = text.strip().splitlines()
+    if len(lines) > 1 and lines[0].rstrip().endswith(":"):
+        lines = lines[1:]
+    paragraph: list[str] = []
+    for line in lines:
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            break
+    return "\n".join(paragraph)
+
+
+def _json(text: str, fields: Sequence[str]) -> list[Item] | None:
+    """The items of a JSON answer; None where the answer is no JSON."""
     fenced = _FENCE.match(text)
     body = (fenced.group(1) if fenced else text).strip()
     if not body.startswith(("{", "[")):
@@ -111,7 +194,8 @@ def _json(text: str) -> list[str] | None:
         value = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    return list(_strings(value, 0))
+    found: Iterator[dict[str, str]] = _objects(value, fields, 0) if fields else ({TEXT: each} for each in _strings(value, 0))
+    return [Item(number, texts) for number, texts in enumerate(found, start=1)]
 
 
 def _strings(value: Any, depth: int) -> Iterator[str]:
@@ -127,13 +211,56 @@ def _strings(value: Any, depth: int) -> Iterator[str]:
             yield from _strings(value[name], depth + 1)
 
 
+def _objects(value: Any, fields: Sequence[str], depth: int) -> Iterator[dict[str, str]]:
+    """Objects that have one of the fields, three levels deep."""
+    if isinstance(value, dict):
+        keys = {str(name).casefold().replace("_", " "): each for name, each in value.items()}
+        texts = {}
+        for key in fields:
+            for name in FIELDS[key]:
+                if isinstance(each := keys.get(name), str | int | float) and not isinstance(each, bool):
+                    texts[key] = str(each)
+                    break
+        if texts:
+            yield texts
+            return
+    if depth < 3 and isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _objects(each, fields, depth + 1)
+
+
+def score(text: str) -> float | None:
+    """A score in [0, 1] as models write it: 0.8, 80 %, 4/5; None for what is none."""
+    match = _NUMBER.match(text)
+    if match is None:
+        return None
+    number = float(match.group(1).replace(",", "."))
+    if match.group(2) == "%":
+        number /= 100
+    elif match.group(3):
+        number /= int(match.group(3)) or 1
+    return number if 0 <= number <= 1 else None
+
+
+def chosen(text: str, labels: Sequence[str]) -> str | None:
+    """The label that an answer names: the answer is it, or holds it and no other; None where it names none or several."""
+    said = folded(text)
+    for label in labels:
+        if folded(label) == said:
+            return label
+    named = [label for label in labels if f" {folded(label)} " in f" {said} "]
+    # "very positive" holds "positive", and means itself.
+    longest = [label for label in named if not any(folded(label) in folded(other) for other in named if other != label)]
+    return longest[0] if len(longest) == 1 else None
+
+
 def _spaced(text: str) -> str:
     """The text on one line, with single spaces."""
     return " ".join(text.split())
 
 
 def _cleaned(text: str) -> str:
-    """A question on one line, without the label, quotes and emphasis that a model puts around it."""
+    """A text on one line, without the label, quotes and emphasis that a model puts around it."""
     text = _spaced(text)
     text = _LABEL.sub("", text)
     for opening, closing in _QUOTES.items():
@@ -149,6 +276,6 @@ def _cleaned(text: str) -> str:
 
 
 def folded(text: str) -> str:
-    """What two questions have in common that differ only in case, punctuation and spaces."""
+    """What two texts have in common that differ only in case, punctuation and spaces."""
     letters = unicodedata.normalize("NFKC", text).casefold()
     return " ".join("".join(letter if letter.isalnum() else " " for letter in letters).split())

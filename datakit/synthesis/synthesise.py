@@ -1,42 +1,49 @@
-"""The synthesise step: questions that personas ask about documents become rows."""
+"""The synthesise step: what personas would ask about documents, or what else a category is written as, becomes rows."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datakit import storage
 from datakit.assets import Assets
-from datakit.recipe import AnyEngine, Budget, Model, OpenAIEngine, Synthesis
+from datakit.errors import UserError
+from datakit.recipe import AnyEngine, Budget, OpenAIEngine, Synthesis
 from datakit.registry import Category
 from datakit.step import Output, Step, Work, is_cached, load
 from datakit.synthesis import budget as budgets
-from datakit.synthesis import passages, personas, prompts, request_cache
+from datakit.synthesis import passages, request_cache, shares
+from datakit.synthesis.brainstorm import write_tasks
 from datakit.synthesis.desk import StepDesk, spent_on
-from datakit.synthesis.engines import Batch, Engine, engine_packages, make
+from datakit.synthesis.engines import Batch, Engine, at_once, engine_packages, make, speed_digest
 from datakit.synthesis.passages import Part, Passage
-from datakit.synthesis.personas import Persona
-from datakit.synthesis.prompts import Prompt
 from datakit.synthesis.request_cache import RequestCache
-from datakit.synthesis.rows import Asked, Facts, Writer
+from datakit.synthesis.rows import Facts, Writer
+from datakit.synthesis.wishes import (
+    Material,
+    Synthesising,
+    conversation,
+    material,
+    requests,
+    task_requests,
+    task_units,
+    tasks_wanted,
+    wishes,
+    writing,
+)
+
+__all__ = ["Synthesising", "planned", "synthesise_step"]
 
 VERSION = 1
 
 log = logging.getLogger(__name__)
 
-
-class Synthesising(Model):
-    """All that decides what is written."""
-
-    facts: Facts
-    synthesis: Synthesis
-    engine: AnyEngine
-    seed: int
-    shard_rows: int
+# Words of a sentence that is asked about: fewer say too little, more are no sentence to say again in other words.
+SENTENCE_WORDS = (4, 40)
 
 
 def synthesise_step(
@@ -48,47 +55,74 @@ def synthesise_step(
     engine_name: str,
     budget: Budget,
     seed: int,
-    documents: Step,
+    documents: Step | None,
     assets: Assets,
     shard_rows: int,
     earlier: Sequence[Step] = (),
+    language: str | None = None,
 ) -> Step:
-    """A step that asks `engine` for questions about passages of the documents of the step `documents`.
+    """A step that asks `engine` what the category is written as, about passages of the documents of the step `documents`.
 
-    `earlier` are the synthesise steps that run before it in the same build: the budget is one for all of them. Raises a UserError
-    for a file of personas or a prompt that is wrong, and for a budget that cannot be counted.
+    Without documents the prompt has to be one that thinks of tasks first; `language` is that of their rows. `earlier` are the
+    synthesise steps that run before it in the same build: the budget is one for all of them. Raises a UserError for a file of
+    personas, a prompt or shares that are wrong, and for a budget that cannot be counted.
     """
+    how = writing(entry, synthesis)
+    made_of = material(synthesis, how)
+    prompt = made_of.prompt
+    if (prompt.head.writes == "pairs") != (documents is None):
+        raise UserError(
+            f"The category '{category}' has sources, and the prompt '{how.prompt}' reads nothing. Write 'sources: []'."
+            if documents
+            else f"The category '{category}' has no sources, and the prompt '{how.prompt}' is asked about texts. Give it sources "
+            "of documents, or 'prompt: brainstorm'."
+        )
+    if documents is None and not how.languages and len(entry.languages) > 1:
+        how = how.model_copy(update={"languages": entry.languages})
     facts = Facts(
         category=category,
         task=entry.task,
         instruction=entry.instruction,
         document_instruction=entry.document_instruction,
         in_batch_negatives=entry.in_batch_negatives,
+        language=language or (entry.languages[0] if len(entry.languages) == 1 else None),
+        description=entry.description or entry.instruction or category.replace("-", " "),
+        writing=how,
     )
-    people, people_digest = personas.load(synthesis)
-    prompt = prompts.load(synthesis.prompt)
     model_digest = assets.digest(engine.model, engine.revision)
     if isinstance(engine, OpenAIEngine):
         # A folder of that name on this machine is not what the server runs.
         model_digest = f"named:{engine.model}@{engine.revision or 'latest'}"
+    parameters = Synthesising(facts=facts, synthesis=synthesis, engine=engine, seed=seed, shard_rows=shard_rows)
     # What is wrong with a prompt comes out here, and not after the documents were read.
-    sample = Passage("", "A text.", "", None, "en", None)
-    prompt.conversation(sample, people[0], synthesis.queries, seed, _structured(engine))
+    for wish in wishes(parameters, made_of, Passage("", "A text.", "", None, "en", None)):
+        conversation(parameters, made_of, wish)
     budgets.check(budget, engine_name, engine, earlier)
     asking = Asking(engine_name, budget, model_digest, tuple(earlier))
     return Step(
         name=name,
         version=VERSION,
         work=asking.work,
-        parameters=Synthesising(facts=facts, synthesis=synthesis, engine=engine, seed=seed, shard_rows=shard_rows),
-        side=(documents,),
+        parameters=parameters,
+        side=(documents,) if documents else (),
         assets={
             str(getattr(engine.model, "raw", engine.model)): model_digest,
             f"prompt {prompt.label}": prompt.digest,
-            "personas": people_digest,
+            "personas": made_of.people_digest,
         },
         packages=("jinja2", *engine_packages(engine)),
     )
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What is asked about: files of passages, which rows of them are drawn, and what the step notes of that.
+
+    `units` are the passages of each unit of rows.
+    """
+
+    units: list[list[Part]]
+    notes: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -102,21 +136,17 @@ class Asking:
 
     def work(self, work: Work) -> None:
         parameters = _parameters(work.step)
-        people, prompt = _who_and_how(parameters)
-        files = _documents(work.side[0])
-        cut = work.map("passages", _cut(parameters), files)
-        cut_files = [work.files("passages", number, passages.FILE) for number in range(len(files))]
-        drawn, repeated = passages.draw(cut_files, parameters.synthesis.documents)
-        units = list(passages.slices(cut_files, drawn, _passages_at_once(parameters)))
-        finished = [
-            budgets.from_notes(storage.read_json(marker))
-            for number in range(len(units))
-            if storage.exists(marker := work.files("rows", number, "unit.json"))
-        ]
+        made_of = _made_of(parameters)
+        reads = made_of.prompt.head.writes != "pairs"
+        thinking = [] if reads else task_units(parameters, made_of)
+        seeds = self._cut(work, parameters, made_of) if reads else None
+        units = len(seeds.units) if seeds else -(-tasks_wanted(parameters) // _seeds_at_once(parameters, made_of))
+        drawn = seeds.notes["drawn"] if seeds else tasks_wanted(parameters)
+        total = drawn * made_of.per_seed(parameters.synthesis) + sum(map(len, thinking))
+        finished = [*_finished(work, "tasks", len(thinking)), *_finished(work, "rows", units)]
         spent = budgets.spent_by(self.earlier, work.cache)
         for each in finished:
             spent = spent.plus(each.priced(parameters.engine))
-        total = sum(map(len, drawn)) * parameters.synthesis.personas_per_document
         cache = RequestCache(work.cache)
         engine = make(self.engine_name, parameters.engine, self.model_digest, parameters.seed)
         started = time.monotonic()
@@ -130,102 +160,148 @@ class Asking:
                 sum(each.requests for each in finished),
                 lambda done: work.watcher.units(done, total, 0, "answers"),
             )
-            results = work.map("rows", _Rows(work.step.name, parameters, people, prompt, engine, desk), units, exclusive=True)
+            asks = _Asks(work.step.name, parameters, made_of, engine, desk)
+            thought = work.map("tasks", asks.tasks, thinking, exclusive=True)
+            if seeds is None:
+                files = [work.files("tasks", number, passages.FILE) for number in range(len(thinking))]
+                seeds = _drawn(files, parameters, made_of, {"tasks": sum(result["tasks"] for result in thought)})
+            results = work.map("rows", asks.rows, seeds.units, exclusive=True)
             failures = cache.failures(work.step.key)
         finally:
             engine.close()
             cache.close()
+        kinds = shares.merged([result["kinds"] for result in results])
         work.notes |= {
-            "passages": sum(result["passages"] for result in cut),
-            "repeated_passages": repeated,
-            "drawn": sum(map(len, drawn)),
-            **_total(results).priced(parameters.engine).notes(),
+            **seeds.notes,
+            "forms": kinds.get("form", {}),
+            "shares": shares.got(kinds, parameters.synthesis.shares),
+            **_total([*thought, *results]).priced(parameters.engine).notes(),
         }
-        facts = {"sent": desk.sent, "from_cache": desk.from_cache, "failed_attempts": failures}
-        storage.write_json(storage.join(work.folder, "run.json"), {**facts, "seconds": round(time.monotonic() - started, 1)})
-        work.finish("rows", results)
+        facts = {
+            "engine": speed_digest(parameters.engine),
+            "at_once": at_once(parameters.engine),
+            "sent": desk.sent,
+            "from_cache": desk.from_cache,
+            "failed_attempts": failures,
+            "asking_seconds": round(desk.asking_seconds, 3),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        storage.write_json(storage.join(work.folder, "run.json"), facts)
+        work.finish("rows", results, also={"tasks": thought})
+
+    def _cut(self, work: Work, parameters: Synthesising, made_of: Material) -> Seeds:
+        files = _documents(work.side[0])
+        cut = work.map("passages", _cut(parameters, made_of), files)
+        cut_files = [work.files("passages", number, passages.FILE) for number in range(len(files))]
+        return _drawn(cut_files, parameters, made_of, {"passages": sum(result["passages"] for result in cut)})
+
+
+def _drawn(files: Sequence[str], parameters: Synthesising, made_of: Material, notes: dict[str, Any]) -> Seeds:
+    """Draws seeds from files of passages."""
+    reads = made_of.prompt.head.writes != "pairs"
+    drawn, repeated = passages.draw(files, parameters.synthesis.documents if reads else tasks_wanted(parameters))
+    units = list(passages.slices(files, drawn, _seeds_at_once(parameters, made_of)))
+    return Seeds(units, {**notes, f"repeated_{next(iter(notes))}": repeated, "drawn": sum(map(len, drawn))})
+
+
+def _finished(work: Work, phase: str, units: int) -> Iterable[budgets.Spent]:
+    """What the units of a phase spent that an earlier run finished."""
+    for number in range(units):
+        if storage.exists(marker := work.files(phase, number, "unit.json")):
+            yield budgets.from_notes(storage.read_json(marker))
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Asks about some passages, and writes the rows."""
+class _Asks:
+    """Asks, and writes what is answered."""
 
     step: str
     parameters: Synthesising
-    people: Sequence[Persona]
-    prompt: Prompt
+    made_of: Material
     engine: Engine
     desk: StepDesk
 
-    def __call__(self, parts: list[Part], folder: str) -> dict[str, Any]:
-        asked, batches = requests(self.parameters, self.people, self.prompt, self.engine, parts)
+    def rows(self, parts: list[Part], folder: str) -> dict[str, Any]:
+        """Asks about some passages, and writes the rows."""
+        asked, batches = requests(self.parameters, self.made_of, self.engine, passages.read(parts))
         answers = self.desk.answers(self.engine, batches)
-        writer = Writer(
-            step=self.step,
-            facts=self.parameters.facts,
-            model=str(getattr(self.parameters.engine.model, "raw", self.parameters.engine.model)),
-            template=self.prompt.label,
-            queries=self.parameters.synthesis.queries,
-            examples=self.prompt.example_queries,
-        )
-        spent = spent_on(list(answers.values()))
-        return {**writer.write(folder, asked, answers), **spent.notes()}
+        writer = Writer(self.step, self.parameters.facts, self._model, self.made_of.prompt, self.parameters.seed)
+        return {**writer.write(folder, asked, answers), **spent_on(list(answers.values())).notes()}
+
+    def tasks(self, numbers: range, folder: str) -> dict[str, Any]:
+        """Asks for tasks, and writes them as passages."""
+        asked, batches = task_requests(self.parameters, self.made_of, self.engine, numbers)
+        answers = self.desk.answers(self.engine, batches)
+        facts, prompt, seed = self.parameters.facts, self.made_of.prompt, self.parameters.seed
+        result = write_tasks(folder, self.step, facts, self._model, prompt, seed, asked, answers)
+        return {**result, **spent_on(list(answers.values())).notes()}
+
+    @property
+    def _model(self) -> str:
+        return str(getattr(self.parameters.engine.model, "raw", self.parameters.engine.model))
 
 
-def requests(
-    parameters: Synthesising, people: Sequence[Persona], prompt: Prompt, engine: Engine, parts: list[Part]
-) -> tuple[list[Asked], list[Batch]]:
-    """What is asked about some passages, in the order of their rows, and the batches that it is asked in."""
-    synthesis, seed = parameters.synthesis, parameters.seed
-    pairs = [
-        (passage, persona)
-        for passage in passages.read(parts)
-        for persona in personas.draw(people, synthesis.personas_per_document, seed, passage.id)
-    ]
-    structured = _structured(parameters.engine)
-    batches = engine.batches(
-        [prompt.conversation(passage, persona, synthesis.queries, seed, structured) for passage, persona in pairs]
-    )
-    keys = {request.number: request.key for batch in batches for request in batch}
-    return [Asked(passage, persona, keys[number]) for number, (passage, persona) in enumerate(pairs)], batches
+# Tokens of a written text, about, by field: a line of a list, a class, a sentence, a passage.
+_LINE, _CLASS, _SENTENCE, _PASSAGE = 16, 6, 32, 120
 
 
-# Words in a query, on average, and tokens in a word and its number: what an answer is about as long as.
-_TOKENS_A_QUERY = 16
+def _tokens(parameters: Synthesising, made_of: Material) -> int:
+    """What an answer is about as long as."""
+    head = made_of.prompt.head
+    long = _SENTENCE if head.seed == "sentence" else _PASSAGE
+    lengths = {"query": _SENTENCE, "positive": long, "negative": long, "score": _CLASS, "label": _CLASS}
+    one = sum(lengths[name] for name in head.fields) or _LINE
+    return min(parameters.engine.max_tokens, one * head.asked(parameters.synthesis.queries))
 
 
 def planned(step: Step, cache: str) -> dict[str, int] | None:
     """What a synthesise step would ask: requests that are not answered yet, about how many tokens they take, and those that are.
 
-    None while its documents have not been read. Sends nothing.
+    None while its documents have not been read. Sends nothing. Where tasks are to be thought of first, all of them are taken to
+    come, and to be as long as a short one.
     """
-    if not is_cached(step.side[0], cache):
+    if step.side and not is_cached(step.side[0], cache):
         return None
     parameters = _parameters(step)
-    people, prompt = _who_and_how(parameters)
+    made_of = _made_of(parameters)
     asking: Asking = step.work.__self__  # type: ignore[attr-defined]
     engine = make(asking.engine_name, parameters.engine, asking.model_digest, parameters.seed)
-    counts = {"requests": 0, "tokens": 0, "answered": 0}
+    counts = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "answered": 0}
+    answers = RequestCache(cache) if request_cache.is_there(cache) else None
+
+    def count(batches: Sequence[Batch], tokens: int) -> None:
+        asked = [request for batch in batches for request in batch]
+        known = answers.answers([request.key for request in asked]) if answers else {}
+        for request in asked:
+            if request.key in known:
+                counts["answered"] += 1
+                continue
+            counts["requests"] += 1
+            counts["prompt_tokens"] += sum(len(message.content) for message in request.conversation.messages) // 4
+            counts["completion_tokens"] += tokens
+
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        for number, file in enumerate(_documents(load(step.side[0], cache))):
-            files.append(storage.join(folder, str(number), passages.FILE))
-            _cut(parameters)(file, storage.join(folder, str(number)))
-        drawn, _ = passages.draw(files, parameters.synthesis.documents)
-        answers = RequestCache(cache) if request_cache.is_there(cache) else None
-        for parts in passages.slices(files, drawn, _passages_at_once(parameters)):
-            _, batches = requests(parameters, people, prompt, engine, parts)
-            known = answers.answers([request.key for batch in batches for request in batch]) if answers else {}
-            for request in (request for batch in batches for request in batch):
-                if request.key in known:
-                    counts["answered"] += 1
-                    continue
-                characters = sum(len(message.content) for message in request.conversation.messages)
-                expected = min(parameters.engine.max_tokens, _TOKENS_A_QUERY * parameters.synthesis.queries)
-                counts["requests"] += 1
-                counts["tokens"] += characters // 4 + expected
-        if answers:
-            answers.close()
+        if step.side:
+            for number, file in enumerate(_documents(load(step.side[0], cache))):
+                files.append(storage.join(folder, str(number), passages.FILE))
+                _cut(parameters, made_of)(file, storage.join(folder, str(number)))
+        else:
+            for unit, numbers in enumerate(task_units(parameters, made_of)):
+                count(task_requests(parameters, made_of, engine, numbers)[1], min(parameters.engine.max_tokens, 500))
+                files.append(storage.join(step.folder(cache), "tasks", f"{unit:05d}", passages.FILE))
+        if step.side or all(map(storage.exists, files)):
+            for parts in _drawn(files, parameters, made_of, {"passages": 0}).units:
+                count(requests(parameters, made_of, engine, passages.read(parts))[1], _tokens(parameters, made_of))
+        else:
+            task = Passage("", "Given a question of somebody, find the passage that answers it.", "", None, None, None)
+            said = [conversation(parameters, made_of, wish) for wish in wishes(parameters, made_of, task)]
+            times = tasks_wanted(parameters)
+            counts["requests"] += times * len(said)
+            counts["prompt_tokens"] += times * sum(len(message.content) // 4 for each in said for message in each.messages)
+            counts["completion_tokens"] += times * len(said) * _tokens(parameters, made_of)
+    if answers:
+        answers.close()
     return counts
 
 
@@ -234,25 +310,24 @@ def _parameters(step: Step) -> Synthesising:
     return step.parameters
 
 
-def _who_and_how(parameters: Synthesising) -> tuple[list[Persona], Prompt]:
-    return personas.load(parameters.synthesis)[0], prompts.load(parameters.synthesis.prompt)
+def _made_of(parameters: Synthesising) -> Material:
+    return material(parameters.synthesis, parameters.facts.writing)
 
 
 def _documents(output: Output) -> list[str]:
     return [storage.join(output.folder, name) for name in output.report.notes["files"]]
 
 
-def _cut(parameters: Synthesising) -> passages.Cut:
-    return passages.Cut(parameters.synthesis.min_words, parameters.synthesis.max_words, parameters.seed)
+def _cut(parameters: Synthesising, made_of: Material) -> passages.Cut:
+    unit, synthesis = made_of.prompt.head.seed, parameters.synthesis
+    words = SENTENCE_WORDS if unit == "sentence" else (synthesis.min_words, synthesis.max_words)
+    return passages.Cut(*words, parameters.seed, unit)
 
 
-def _passages_at_once(parameters: Synthesising) -> int:
-    """Passages of one unit, so that its rows are about a shard."""
-    return max(1, parameters.shard_rows // (parameters.synthesis.personas_per_document * parameters.synthesis.queries))
-
-
-def _structured(engine: AnyEngine) -> str:
-    return engine.structured if isinstance(engine, OpenAIEngine) else "lines"
+def _seeds_at_once(parameters: Synthesising, made_of: Material) -> int:
+    """Seeds of one unit, so that its rows are about a shard."""
+    texts = made_of.prompt.head.asked(parameters.synthesis.queries)
+    return max(1, parameters.shard_rows // (made_of.per_seed(parameters.synthesis) * texts))
 
 
 def _total(results: Sequence[dict[str, Any]]) -> budgets.Spent:
