@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from datakit import storage
@@ -24,7 +25,9 @@ from datakit.publish.publish import PublishedBuild, check_output, publish
 from datakit.recipe import CategoryRecipe, Recipe, RoundTripFilter, Synthesis
 from datakit.registry import Category
 from datakit.registry import load as load_registry
-from datakit.sources.read import check_origins, documents_step, read_step
+from datakit.sources.origins import check_origins
+from datakit.sources.public import filled_in, listed
+from datakit.sources.read import documents_step, read_step
 from datakit.split import split_step
 from datakit.step import Output, Step, run
 from datakit.synthesis.synthesise import synthesise_step
@@ -32,7 +35,10 @@ from datakit.synthesis.synthesise import synthesise_step
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to: its steps in order (the last one gives the rows to publish), and what its categories are."""
+    """What a recipe comes to: its steps in order (the last one gives the rows to publish), and what its categories are.
+
+    The recipe is the one that was given, with the sources that the registry knows in the place of `public`.
+    """
 
     recipe: Recipe
     steps: list[Step]
@@ -43,7 +49,9 @@ def plan(recipe: Recipe) -> Plan:
     """The steps of a recipe. Reads models and data files only to digest them; runs nothing."""
     check_output(recipe)
     assets = Assets(recipe.cache)
-    entries = {name: entry(name, category) for name, category in recipe.categories.items()}
+    registry = load_registry(recipe.registries)
+    entries = {name: entry(name, category, registry) for name, category in recipe.categories.items()}
+    recipe, declared = filled_in(recipe, entries)
     steps: list[Step] = []
 
     def add(step: Step) -> Step:
@@ -51,7 +59,7 @@ def plan(recipe: Recipe) -> Plan:
         return step
 
     for name in recipe.categories:
-        steps += _rows_of(recipe, name, entries[name], assets, tuple(steps))
+        steps += _rows_of(recipe, name, entries[name], assets, tuple(steps), declared.get(name, ""))
     rows = add(normalise_step(tuple(steps)))
     # The vectors of rows serve all steps after them, whose rows are fewer.
     vectors: dict[str, Step] = {}
@@ -81,17 +89,18 @@ def plan(recipe: Recipe) -> Plan:
     return Plan(recipe, steps, entries)
 
 
-def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets, before: Sequence[Step]) -> list[Step]:
+def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets, before: Sequence[Step], declared_by: str) -> list[Step]:
     """The steps that make the rows of one category, before they come together. `before` are those of the categories before it."""
     category = recipe.categories[name]
-    check_origins(name, category.sources)
+    sources = listed(category)
+    check_origins(name, sources)
     steps: list[Step] = []
-    if category.synthesis is not None and not category.sources:
+    if category.synthesis is not None and not sources:
         # Nothing is read: tasks are thought of first.
         return [_synthesised(recipe, name, name, entry, category.synthesis, None, assets, before)]
-    for number, source in enumerate(category.sources):
-        label = f"{name}-{number}" if len(category.sources) > 1 else name
-        given = (name, entry, source, category.language, recipe.shard_rows, assets, recipe.seed)
+    for number, source in enumerate(sources):
+        label = f"{name}-{number}" if len(sources) > 1 else name
+        given = (name, entry, source, category.language, recipe.shard_rows, assets, recipe.seed, recipe.mirror, declared_by)
         if category.synthesis is None:
             steps.append(read_step(f"read-{label}", *given))
             continue
@@ -129,16 +138,17 @@ def _synthesised(
     )
 
 
-def entry(name: str, category: CategoryRecipe) -> Category:
+def entry(name: str, category: CategoryRecipe, registry: Mapping[str, Category]) -> Category:
     """What a category is: as the recipe defines it, else as the registry does."""
     if category.define is not None:
         return Category(key=name, family="recipe", description="", **category.define.model_dump())
     key = category.registry or name
-    registry = load_registry()
     if key not in registry:
+        near = difflib.get_close_matches(key, registry, n=3)
+        guess = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UserError(
-            f"The category '{name}' is not in the registry under '{key}'. Give it 'define: {{task: ...}}', or 'registry:' with "
-            f"one of: {', '.join(sorted(registry))}."
+            f"The category '{name}' is not in the registry under '{key}'.{guess} Give it 'define: {{task: ...}}', or 'registry:' "
+            "with a key that `datakit categories` lists."
         )
     return registry[key]
 
@@ -165,7 +175,7 @@ def build(recipe: Recipe, executor: Executor, watcher: BuildWatcher) -> Publishe
         "python": sys.version.split()[0],
         "engines": {step.name: engine_facts(output) for step, output, _, _ in done if engine_facts(output)},
     }
-    return publish(recipe, done, done[-1][1], planned.entries, facts)
+    return publish(planned.recipe, done, done[-1][1], planned.entries, facts)
 
 
 def engine_facts(output: Output) -> dict[str, object]:

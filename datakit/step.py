@@ -213,19 +213,29 @@ class Work:
         """The path of a file that unit `number` of a phase has written."""
         return storage.join(self.folder, phase, f"{number:05d}", name)
 
-    def finish(self, phase: str | None, results: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Commits the step. `results` are what `write_rows` returned for the units of `phase`; none for a step without rows."""
+    def finish(
+        self,
+        phase: str | None,
+        results: Iterable[Mapping[str, Any]] = (),
+        also: Mapping[str, Iterable[Mapping[str, Any]]] | None = None,
+    ) -> None:
+        """Commits the step. `results` are what `write_rows` returned for the units of `phase`; none for a step without rows.
+
+        `also` are those of other phases that kept, rejected or left out rows; they come before those of `phase`.
+        """
+        parts = [(name, number, result) for name, found in (also or {}).items() for number, result in enumerate(found)]
+        parts += [(str(phase), number, result) for number, result in enumerate(results)]
         total, categories = Counts(), dict[str, Counts]()
         shards, shard_rows, rejected, not_sampled = list[str](), list[int](), list[str](), list[str]()
-        for number, result in enumerate(results):
-            at = functools.partial(storage.join, str(phase), f"{number:05d}")
+        for name, number, result in parts:
+            at = functools.partial(storage.join, name, f"{number:05d}")
             for category, counts in result["categories"].items():
                 categories[category] = categories.get(category, Counts()).plus(Counts(**counts))
                 total = total.plus(Counts(**counts))
-            shards.extend(at(name) for name, _ in result["shards"])
+            shards.extend(at(file) for file, _ in result["shards"])
             shard_rows.extend(rows for _, rows in result["shards"])
-            rejected.extend(at(name) for name in result["rejected"])
-            not_sampled.extend(at(name) for name in result["not_sampled"])
+            rejected.extend(at(file) for file in result["rejected"])
+            not_sampled.extend(at(file) for file in result["not_sampled"])
         flowed_in = sum(source.report.counts.out for source in self.inputs)
         if phase is not None and (total.rows_in != flowed_in or not total.balanced()):
             raise BuildError(

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from datakit.recipe import CategoryRecipe, Encoder, Engine, PythonDocsSource, Recipe
+from datakit.recipe import CategoryRecipe, Encoder, Engine, ParallelSource, PythonDocsSource, Recipe
 from datakit.registry import Category
 from datakit.schema import SCHEMA_VERSION
+from datakit.sources.public import listed
 from datakit.step import Counts, Output, Step, package_version
 
 MANIFEST_VERSION = 1
@@ -107,6 +108,39 @@ class Totals(BaseModel):
         return self.created == self.kept + self.rejected + self.not_sampled
 
 
+class Variety(BaseModel):
+    """How varied some texts are that a model wrote (publish/diversity.py); None where there are too few to say, or no means to.
+
+    `rows` have them; `texts` of those that differ were looked at. exact, near: shares of rows and of texts that are another's.
+    """
+
+    rows: int
+    texts: int
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    distinct_3: float | None = None
+    similarity: float | None = None
+    exact: float
+    near: float | None = None
+    toxicity: float | None = None
+
+
+class Diversity(BaseModel):
+    """The variety of the training rows that a model wrote. `measure` says what similarity is measured by.
+
+    `personas` are the most used ones. `personas_even` personas that are used equally would be as spread as all that are used.
+    """
+
+    rows: int
+    measure: str
+    whole: Variety
+    categories: dict[str, Variety]
+    personas: dict[str, Variety]
+    personas_used: int
+    personas_even: float
+    warnings: list[str] = []
+
+
 class Manifest(BaseModel):
     """manifest.json."""
 
@@ -126,6 +160,7 @@ class Manifest(BaseModel):
     spent: Spent
     categories: dict[str, CategoryEntry]
     totals: Totals
+    diversity: Diversity | None = None
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -235,9 +270,11 @@ def categories(
 
 def _sources(category: CategoryRecipe) -> list[SourceEntry]:
     result = []
-    for source in category.sources:
+    for source in listed(category):
         if isinstance(source, PythonDocsSource):
             default = f"python-docs: {source.part}"
+        elif isinstance(source, ParallelSource):
+            default = ", ".join(_raw(path) for path in source.paths)
         else:
             paths = source.path if isinstance(source.path, list) else [source.path]
             default = ", ".join(_raw(path) for path in paths)

@@ -43,6 +43,7 @@ from datakit.recipe.sources import (
     Constant,
     FilesSource,
     Group,
+    Grouping,
     HuggingFaceSource,
     Labelled,
     Nli,
@@ -55,6 +56,7 @@ from datakit.recipe.sources import (
     Template,
     Unpack,
     Where,
+    used,
 )
 from datakit.recipe.synthesis import (
     AnyEngine,
@@ -89,6 +91,7 @@ __all__ = [
     "ExactDedup",
     "FilesSource",
     "Group",
+    "Grouping",
     "HuggingFaceSource",
     "Labelled",
     "LanguageFilter",
@@ -128,4 +131,5 @@ __all__ = [
     "deciding",
     "operational",
     "resolved",
+    "used",
 ]

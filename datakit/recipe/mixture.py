@@ -46,7 +46,9 @@ class CategoryRecipe(Model):
                 raise ValueError("public sources are pairs; for 'synthesis' name sources of documents")
             return self
         if not self.sources and self.synthesis is None:
-            raise ValueError("'sources' is empty; give at least one, or 'public', or 'synthesis' with a prompt that needs no text")
+            raise ValueError(
+                "'sources' is empty; give at least one, or 'public', or 'synthesis' with a prompt that needs no text"
+            )
         for source in self.sources:
             if isinstance(source, PythonDocsSource):
                 documents = source.documents
@@ -104,5 +106,5 @@ class Recipe(Model):
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with all defaults, as it is published: no secrets, and without where its output and cache lie."""
-    return recipe.model_dump(mode="json", exclude={"output", "cache"})
+    """The recipe with all defaults, as it is published: no secrets, and without where its output, cache and mirror lie."""
+    return recipe.model_dump(mode="json", exclude={"output", "cache", "mirror"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from datakit.recipe.fields import Model, Path
 
@@ -47,6 +47,13 @@ class Template(Model):
 Column = str | Constant | Template
 
 
+def used(column: Column | None) -> list[str]:
+    """The names of the columns that a mapping reads."""
+    if isinstance(column, Template):
+        return [name for _, name in column.parts() if name]
+    return [column] if isinstance(column, str) else []
+
+
 class Columns(Model):
     """Where each field of an example comes from: the name of a column, a constant, or a template."""
 
@@ -60,6 +67,15 @@ class Columns(Model):
     label: Column | None = Field(None, description="Class, for classification and clustering.")
     language: Column | None = None
     positive_language: Column | None = None
+
+    def used(self) -> list[str]:
+        """The names of all columns that a record must have, in order, each once."""
+        names: list[str] = []
+        for field in type(self).model_fields:
+            value = getattr(self, field)
+            for column in value if isinstance(value, list) else [value]:
+                names.extend(used(column))
+        return list(dict.fromkeys(names))
 
     @model_validator(mode="after")
     def _something_to_read(self) -> Self:
@@ -90,12 +106,16 @@ class Range(Model):
 Where = dict[str, Scalar | list[Scalar] | Range]
 
 # ---------------------------------------------------------------------------------------------------------------- reshaping
-# What is done to records before columns are mapped, where renaming is not enough. A name with dots, as in `answers.text`, looks
-# into objects.
+# What is done to records before columns are mapped, where renaming is not enough. A name that is no column, as in `answers.text`,
+# is a path into objects; through a list of objects it gives a list.
 
 
 class Unpack(Model):
-    """One record for each item of a list. Lists of several columns are unpacked side by side, and must be of one length."""
+    """One record for each item of a list. Lists of several columns are unpacked side by side, and must be of one length.
+
+    Conditions of `where` on these columns hold for the items; `first` keeps the first item that they leave. A record whose list
+    is empty is rejected.
+    """
 
     type: Literal["unpack"]
     columns: list[str] = Field(min_length=1)
@@ -105,7 +125,8 @@ class Unpack(Model):
 class Group(Model):
     """Texts that share a key (duplicates, captions of one picture, answers to one question) become pairs: query, positive.
 
-    Each text of a group is paired with the next one, in an order drawn from the seed, so that n texts give at most n pairs.
+    Each text of a group is paired with the next one, in an order drawn from the seed, and the last with the first: n texts give n
+    pairs, two give one. A text that is alone, or comes again, gives no row and is counted as not sampled.
     """
 
     type: Literal["group"]
@@ -116,7 +137,7 @@ class Group(Model):
 class Nli(Model):
     """Inference sets become triples: premise, a hypothesis that follows, and those that contradict it as hard negatives.
 
-    Records of one premise are taken together. A premise without a hypothesis that follows gives no row, and is counted as not
+    Records of one premise are taken together. Each hypothesis that follows gives a row; the other records are counted as not
     sampled.
     """
 
@@ -132,7 +153,8 @@ class Labelled(Model):
     """Labelled texts become pairs: the positive is of the same class, the negatives are of other classes.
 
     names: the positive is the name of the class. exemplars: the positive is another text of the class (KaLM-Embedding-V2,
-    arXiv 2506.20923). Classes and texts are drawn from the seed.
+    arXiv 2506.20923). Classes and texts are drawn from the seed. With exemplars, a class with one text gives no row, and is
+    counted as not sampled.
     """
 
     type: Literal["labels"]
@@ -142,10 +164,20 @@ class Labelled(Model):
     names: dict[str, str] = Field({}, description="What classes are called, by label. Default: the label.")
     negatives: int = Field(7, ge=0, le=64)
 
+    @field_validator("names", mode="before")
+    @classmethod
+    def _numbers_are_labels(cls, names: object) -> object:
+        return {str(label): name for label, name in names.items()} if isinstance(names, dict) else names
 
+
+Grouping = Group | Nli | Labelled
 AnyReshape = Annotated[Unpack | Group | Nli | Labelled, Field(discriminator="type")]
 # What Group, Nli and Labelled give; other columns of the records are gone.
-RESHAPED = ("query", "positive", "negative", "label")
+RESHAPED = {
+    "group": ("query", "positive"),
+    "nli": ("query", "positive", "negative"),
+    "labels": ("query", "positive", "negative", "label"),
+}
 
 
 class Source(Model):
@@ -185,15 +217,32 @@ class TableSource(Source):
             raise ValueError("'group', 'nli' and 'labels' come last in 'reshape', and only one of them")
         if self.columns is None and not grouping:
             raise ValueError("'columns' is missing: it says what the query and the positive are")
+        if self.columns is not None and self.grouping is not None:
+            given = RESHAPED[self.grouping.type]
+            if self.columns.document is not None:
+                raise ValueError(f"'{self.grouping.type}' gives pairs, and 'columns' names a document")
+            for name in self.columns.used():
+                if name not in given:
+                    raise ValueError(f"'columns' names '{name}', and after '{self.grouping.type}' there are: {', '.join(given)}")
         return self
+
+    @property
+    def unpacking(self) -> list[Unpack]:
+        return [shape for shape in self.reshape if isinstance(shape, Unpack)]
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """What is done to the records as a whole, if anything."""
+        last = self.reshape[-1] if self.reshape else None
+        return None if isinstance(last, Unpack) else last
 
     @property
     def mapping(self) -> Columns:
         """What the columns mean, also where the recipe leaves it to the reshaping."""
         if self.columns is not None:
             return self.columns
-        label = "label" if isinstance(self.reshape[-1], Labelled) else None
-        return Columns(query="query", positive="positive", negative="negative", label=label)
+        assert self.grouping is not None
+        return Columns.model_validate({name: name for name in RESHAPED[self.grouping.type]})
 
 
 class FilesSource(TableSource):

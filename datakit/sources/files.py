@@ -23,7 +23,8 @@ from datakit.errors import UserError
 from datakit.recipe import FilesSource
 from datakit.sources.delimited import Dialect, delimited
 from datakit.sources.lines import BOM, Numbered, broken, json_lines, json_type, skipped
-from datakit.sources.records import INVALID_UTF8, NOT_AN_OBJECT, Unreadable, check_columns, shown
+from datakit.sources.paths import check_columns, column_of, names_in, names_of, there
+from datakit.sources.records import INVALID_UTF8, NOT_AN_OBJECT, Unreadable, shown
 
 Format = Literal["parquet", "jsonl", "json", "csv", "tsv", "text"]
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
@@ -201,19 +202,20 @@ def records(file: DataFile, source: FilesSource, wanted: Sequence[str], count: i
 
 def checked(read: Iterator[Numbered], wanted: Sequence[str], name: str) -> Iterator[Numbered]:
     """The records as they come. Raises a UserError for a wanted column that none of the first 10,000 has."""
-    missing, seen = list(wanted), dict[str, None]()
+    missing, absent, seen = list(wanted), set[str](), dict[str, None]()
     for count, (number, record) in enumerate(read, start=1):
         if not isinstance(record, Unreadable):
-            seen.update(dict.fromkeys(record))
-            missing = [column for column in missing if column not in record]
+            seen.update(dict.fromkeys(names_of(record)))
+            known = {column: there(record, column) for column in missing}
+            missing = [column for column in missing if not known[column]]
+            absent.update(column for column in missing if known[column] is False)
         yield number, record
         if not missing:
             yield from read
             return
         if count >= _PEEK:
             break
-    if missing and seen:
-        check_columns(missing, seen, name)
+    check_columns([column for column in missing if column in absent], seen, name)
     yield from read
 
 
@@ -262,12 +264,13 @@ def _parquet(file: DataFile, wanted: Sequence[str]) -> Iterator[Numbered]:
         where = inner if isinstance(fs, LocalFileSystem) else stack.enter_context(fs.open(inner, "rb"))
         # Without `pre_buffer`, and with a buffer, a column is read page by page and not as a whole.
         parquet = stack.enter_context(pq.ParquetFile(where, buffer_size=_BUFFER, pre_buffer=False))
-        check_columns(wanted, parquet.schema_arrow.names, file.path)
+        check_columns(wanted, names_in(parquet.schema_arrow), file.path)
+        columns = list(dict.fromkeys(column_of(name, parquet.schema_arrow.names) for name in wanted))
         number = 0
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
             rows = max(16, min(_BATCH_ROWS, _BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
-            for batch in parquet.iter_batches(rows, row_groups=[group], columns=list(wanted)):
+            for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
                 for record in batch_records(batch):
                     number += 1
                     yield number, record

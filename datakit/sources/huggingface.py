@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from datakit.errors import UserError
 from datakit.recipe import HuggingFaceSource
 from datakit.sources.files import batch_records
 from datakit.sources.lines import Numbered
-from datakit.sources.records import check_columns, shown
+from datakit.sources.paths import check_columns, column_of, names_in
+from datakit.sources.records import ClassName, shown
 
 _BATCH = 1024
 
@@ -20,20 +21,60 @@ def is_local(path: str) -> bool:
     return os.path.isdir(os.path.expanduser(path))
 
 
-def records(source: HuggingFaceSource, wanted: Sequence[str]) -> Iterator[Numbered]:
-    """The records of one split with their positions from 1. Raises a UserError where it cannot be opened or lacks a column."""
-    dataset = _open(source)
-    names: Sequence[str] | None = dataset.column_names
+def records(source: HuggingFaceSource, wanted: Sequence[str], path: str) -> Iterator[Numbered]:
+    """The records of one split with their positions from 1. `path` is where the data set lies: its name on the Hub, or a folder.
+
+    Raises a UserError where it cannot be opened or lacks a column.
+    """
+    dataset = _open(source, path)
+    if dataset.features is not None:
+        check_columns(wanted, names_in(dataset.features.arrow_schema), source.path)
+        dataset = dataset.select_columns(_columns(wanted, dataset.column_names))
+    named = {name: name_classes for name, kind in (dataset.features or {}).items() if (name_classes := naming(kind)) is not None}
+    return itertools.islice(_numbered(dataset, source, wanted, named, path), source.limit)
+
+
+def columns(source: HuggingFaceSource, path: str) -> list[str]:
+    """The names of a data set's columns; none where it does not say them before it is read."""
+    return _open(source, path).column_names or []
+
+
+def splits(source: HuggingFaceSource, path: str) -> list[str]:
+    """The splits of a data set's configuration."""
+    import datasets
+
+    try:
+        found: list[str] = datasets.get_dataset_split_names(os.path.expanduser(path), source.config, revision=source.revision)
+    except Exception as error:  # as in _open
+        raise _refusal(source, error, path) from error
+    return found
+
+
+def _columns(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(column_of(name, there) for name in wanted))
+
+
+Naming = Callable[[Any], Any]
+
+
+def naming(kind: Any) -> Naming | None:
+    """What puts the names of classes in the place of their numbers, also within lists and objects; None where there are none."""
+    names = getattr(kind, "names", None)
     if names is not None:
-        check_columns(wanted, names, source.path)
-        dataset = dataset.select_columns(list(wanted))
-    classes = {name: feature.names for name, feature in (dataset.features or {}).items() if hasattr(feature, "names")}
-    read = _numbered(dataset, source, wanted, classes)
-    return itertools.islice(read, source.limit)
+        return lambda value: ClassName(names[value], value) if value is not None and 0 <= value < len(names) else None
+    if isinstance(kind, dict):
+        inner = {name: found for name, part in kind.items() if (found := naming(part)) is not None}
+        return (lambda value: value and {**value, **{name: of(value[name]) for name, of in inner.items()}}) if inner else None
+    item = (
+        naming(kind[0] if isinstance(kind, list) else kind.feature)
+        if isinstance(kind, list) or hasattr(kind, "feature")
+        else None
+    )
+    return None if item is None else lambda value: value and [item(part) for part in value]
 
 
 def _numbered(
-    dataset: Any, source: HuggingFaceSource, wanted: Sequence[str], classes: dict[str, list[str]]
+    dataset: Any, source: HuggingFaceSource, wanted: Sequence[str], named: dict[str, Naming], path: str
 ) -> Iterator[Numbered]:
     number = 0
     batches = dataset.with_format("arrow").iter(batch_size=_BATCH)
@@ -41,24 +82,23 @@ def _numbered(
         try:
             batch = next(batches, None)
         except Exception as error:  # a reader of datasets may raise anything
-            raise _refusal(source, error) from error
+            raise _refusal(source, error, path) from error
         if batch is None:
             return
         if not number:
-            check_columns(wanted, batch.schema.names, source.path)
-        for record in batch_records(batch.select(list(wanted))):
+            check_columns(wanted, names_in(batch.schema), source.path)
+        for record in batch_records(batch.select(_columns(wanted, batch.schema.names))):
             number += 1
-            for name, labels in classes.items():
-                value = record[name]
-                record[name] = labels[value] if value is not None and 0 <= value < len(labels) else None
+            for name, of in named.items():
+                record[name] = of(record[name])
             yield number, record
 
 
-def _open(source: HuggingFaceSource) -> Any:
+def _open(source: HuggingFaceSource, path: str) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    path = os.path.expanduser(source.path)
+    path = os.path.expanduser(path)
     try:
         if is_local(path) and os.path.exists(os.path.join(path, "dataset_dict.json")):
             splits = datasets.load_from_disk(path)
@@ -73,10 +113,14 @@ def _open(source: HuggingFaceSource) -> Any:
     except UserError:
         raise
     except Exception as error:  # besides its own errors, datasets passes on those of every library under it
-        raise _refusal(source, error) from error
+        raise _refusal(source, error, path) from error
 
 
-def _refusal(source: HuggingFaceSource, error: Exception) -> UserError:
+def _refusal(source: HuggingFaceSource, error: Exception, path: str) -> UserError:
     reason = shown((str(error).strip() or type(error).__name__).splitlines()[0], 400).rstrip(".")
-    where = "local folder" if is_local(source.path) else "name on the Hub (no such folder is here)"
-    return UserError(f"The data set '{source.path}', a {where}, cannot be read (split '{source.split}'): {reason}.")
+    if is_local(source.path):
+        where = "a local folder"
+    else:
+        where = f"in the mirror '{path}'" if is_local(path) else "a name on the Hub (no such folder is here)"
+    of = f"configuration '{source.config}', " if source.config else ""
+    return UserError(f"The data set '{source.path}', {where}, cannot be read ({of}split '{source.split}'): {reason}.")

@@ -9,6 +9,7 @@ from typing import IO, Any
 import orjson
 
 from datakit.errors import UserError
+from datakit.sources.paths import Record
 from datakit.sources.records import (
     INVALID_JSON,
     INVALID_UTF8,
@@ -16,7 +17,6 @@ from datakit.sources.records import (
     NUL_BYTES,
     RECORD_TOO_LONG,
     SHOWN,
-    Record,
     Unreadable,
     shown,
 )

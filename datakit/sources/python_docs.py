@@ -14,7 +14,8 @@ from datakit.recipe import Columns, PythonDocsSource
 from datakit.sources import docstrings, readme, topics
 from datakit.sources.lines import Numbered
 from datakit.sources.paragraphs import beginning
-from datakit.sources.records import Record, Unreadable
+from datakit.sources.paths import Record
+from datakit.sources.records import Unreadable
 
 # How records are mapped, by whether they are documents.
 COLUMNS = {

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import fsspec
 
 from datakit import storage
 from datakit.assets import Assets
 from datakit.errors import UserError
-from datakit.recipe import AnySource, Columns, FilesSource, HuggingFaceSource, Model, PythonDocsSource
+from datakit.recipe import (
+    AnySource,
+    BeirSource,
+    Columns,
+    FilesSource,
+    Group,
+    HuggingFaceSource,
+    Labelled,
+    ParallelSource,
+    PythonDocsSource,
+    TableSource,
+)
 from datakit.registry import Category
-from datakit.sources import files, huggingface, python_docs
+from datakit.sources import beir, files, grouping, labelled, parallel, python_docs
+from datakit.sources.buckets import Sent, units
 from datakit.sources.files import DataFile
-from datakit.sources.lines import Numbered
-from datakit.sources.records import PairMapper, PassageMapper, Unreadable, Where, needed
-from datakit.sources.shards import Facts, ShardWriter
+from datakit.sources.job import Job, Reading
+from datakit.sources.labelled import Classes, NameMapper
+from datakit.sources.origins import origin, place
+from datakit.sources.records import PairMapper, PassageMapper, Unreadable
+from datakit.sources.shards import Facts
+from datakit.sources.stream import parts
 from datakit.step import Step, Work
 
 VERSION = 1
@@ -26,16 +39,6 @@ VERSION = 1
 UNIT_BYTES = 16 << 20
 
 log = logging.getLogger(__name__)
-
-
-class Reading(Model):
-    """All that decides what is read."""
-
-    source: AnySource
-    facts: Facts
-    language: str | None
-    shard_rows: int
-    seed: int
 
 
 def read_step(
@@ -47,13 +50,16 @@ def read_step(
     shard_rows: int,
     assets: Assets,
     seed: int,
+    mirror: str | None = None,
+    declared_by: str = "",
 ) -> Step:
     """A step that reads pairs as rows of `category`. `language` is for rows whose source does not say it.
 
-    `seed` decides the order of python-docs; the records of files and data sets come as they lie. Raises a UserError for a file
-    that does not exist and for a pattern that nothing matches.
+    `seed` decides the order of python-docs, and what groups and labels draw; else records come as they lie. `mirror` is a folder
+    with copies of data sets of the Hub. `declared_by` is the registry entry that names the source, for errors. Raises a UserError
+    for a file that does not exist and for a pattern that nothing matches.
     """
-    return _step(name, category, entry, source, language, shard_rows, assets, seed, documents=False)
+    return _step(name, category, entry, source, language, shard_rows, assets, seed, mirror, declared_by, documents=False)
 
 
 def documents_step(
@@ -65,42 +71,15 @@ def documents_step(
     shard_rows: int,
     assets: Assets,
     seed: int,
+    mirror: str | None = None,
+    declared_by: str = "",
 ) -> Step:
     """A step that reads documents for synthesis. It has no rows, only rejected ones.
 
     The documents lie in the files (DOCUMENT schema) that `notes["files"]` names, in order, relative to the step's folder;
     `notes["documents"]` is their number.
     """
-    return _step(name, category, entry, source, language, shard_rows, assets, seed, documents=True)
-
-
-def origin(source: AnySource) -> str:
-    """What the column `source` says: the name that the recipe gives, else one made from the source."""
-    if source.name is not None:
-        return source.name
-    if isinstance(source, PythonDocsSource):
-        return f"python-docs/{source.part}"
-    if isinstance(source, HuggingFaceSource):
-        path = source.path.rstrip("/")
-        path = path.rpartition("/")[2] if huggingface.is_local(path) else path
-        return "/".join(part for part in (path, source.config, source.split) if part)
-    paths = source.path if isinstance(source.path, list) else [source.path]
-    return ",".join(_last_part(path) for path in paths)
-
-
-def _last_part(path: str) -> str:
-    parts = path.rstrip("/").split("/")
-    return "/".join(parts[-2:] if fsspec.core.has_magic(parts[-1]) else parts[-1:])
-
-
-def check_origins(category: str, sources: Sequence[AnySource]) -> None:
-    """Raises a UserError when two sources of a category have one name: equal records in them would get equal ids."""
-    seen: set[str] = set()
-    for source in sources:
-        name = origin(source)
-        if name in seen:
-            raise UserError(f"The category '{category}' has two sources called '{name}'. Give each a 'name' of its own.")
-        seen.add(name)
+    return _step(name, category, entry, source, language, shard_rows, assets, seed, mirror, declared_by, documents=True)
 
 
 def _step(
@@ -112,6 +91,8 @@ def _step(
     shard_rows: int,
     assets: Assets,
     seed: int,
+    mirror: str | None,
+    declared_by: str,
     *,
     documents: bool,
 ) -> Step:
@@ -126,25 +107,33 @@ def _step(
         document_instruction=entry.document_instruction,
         in_batch_negatives=entry.in_batch_negatives,
     )
-    if language is None and python:
-        language = "en"
-    parameters = Reading(source=source, facts=facts, language=language, shard_rows=shard_rows, seed=seed if python else 0)
-    digests, packages, units = dict[str, str](), tuple[str, ...](), list[list[DataFile]]()
+    draws = python or (isinstance(source, TableSource) and isinstance(source.grouping, Group | Labelled))
+    reading = Reading(
+        source=source,
+        facts=facts,
+        language="en" if python and language is None else language,
+        shard_rows=shard_rows,
+        seed=seed if draws else 0,
+    )
+    digests, packages = dict[str, str](), tuple[str, ...]()
+    path, found, groups = "", list[DataFile](), list[list[DataFile]]()
     if isinstance(source, FilesSource):
         found = files.find(source)
-        digests = {file.name: _digest(file.path, assets) for file in found}
-        units = [found] if source.limit is not None else _grouped(found)
-    elif isinstance(source, HuggingFaceSource):
-        digests = {"data": _digest(source.path, assets, source.revision)}
-        packages = ("datasets",)
-        if source.revision is None and not huggingface.is_local(source.path):
-            log.warning(
-                "'%s' has no 'revision': what is on the Hub may change, and a build that is in the cache will not.", source.path
-            )
+        groups = [found] if source.limit is not None else _grouped(found)
+    elif isinstance(source, ParallelSource):
+        found = parallel.find(source)
+        groups = [found]
+    elif isinstance(source, BeirSource | HuggingFaceSource):
+        path = place(source, mirror)
+        found = beir.find(source, path) if isinstance(source, BeirSource) else []
+        packages = () if found else ("datasets",)
+        digests = {} if found else {"data": _digest(path, assets, source.revision)}
+        groups = [found]
     else:
         packages = python_docs.distributions(source)
-    work = _ReadWork(units, documents)
-    return Step(name, VERSION, work, parameters, assets=digests, packages=packages)
+    digests |= {file.name: _digest(file.path, assets) for file in found}
+    work = _ReadWork(Job(reading, name, documents, path, declared_by), groups or [[]])
+    return Step(name, VERSION, work, reading, assets=digests, packages=packages)
 
 
 def _digest(path: str, assets: Assets, revision: str | None = None) -> str:
@@ -170,23 +159,39 @@ def _grouped(found: Sequence[DataFile]) -> list[list[DataFile]]:
 
 @dataclass(frozen=True)
 class _ReadWork:
-    """The work of a step that reads: one unit for each group of files, or one for the whole source."""
+    """The work of a step that reads: a unit for each group of files, or one for the whole source."""
 
+    job: Job
     groups: list[list[DataFile]]
-    documents: bool
 
     def __call__(self, work: Work) -> None:
-        reading = work.step.parameters
-        assert isinstance(reading, Reading)
-        phase = "documents" if self.documents else "rows"
-        results = work.map(phase, _ReadUnit(reading, work.step.name, self.documents), self.groups or [[]])
-        _check_unreadable(reading, results)
-        if self.documents:
+        source = self.job.reading.source
+        shape = source.grouping if isinstance(source, TableSource) else None
+        phase, before = "documents" if self.job.documents else "rows", dict[str, list[dict[str, Any]]]()
+        if isinstance(source, BeirSource):
+            before["sides"], results = beir.rows(work, self.job, self.groups[0])
+        elif shape is None or (isinstance(shape, Labelled) and shape.documents == "names"):
+            classes = self._classes(work) if shape is not None else None
+            results = work.map(phase, _ReadUnit(self.job, classes), self.groups)
+        else:
+            classes = self._classes(work) if isinstance(shape, Labelled) else None
+            before["scatter"] = work.map("scatter", grouping.Scatter(self.job, classes), self.groups)
+            sent = Sent.of(work, "scatter", before["scatter"])
+            results = work.map("rows", grouping.Gather(self.job, sent), units([sent]))
+        _check_unreadable(self.job.reading, [*(result for found in before.values() for result in found), *results])
+        if self.job.documents:
             work.notes["documents"] = sum(result["documents"] for result in results)
             work.notes["files"] = [
                 storage.join(phase, f"{number:05d}", name) for number, result in enumerate(results) for name in result["files"]
             ]
-        work.finish(phase, results)
+        work.finish(phase, results, before)
+
+    def _classes(self, work: Work) -> str:
+        """The file with the classes of labelled texts."""
+        counted = work.map("classes", labelled.Count(self.job), self.groups)
+        paths = [work.files("classes", number, "classes.parquet") for number in range(len(counted))]
+        work.map("together", labelled.together, [paths])
+        return work.files("together", 0, "classes.parquet")
 
 
 def _check_unreadable(reading: Reading, results: Sequence[Mapping[str, Any]]) -> None:
@@ -202,45 +207,46 @@ def _check_unreadable(reading: Reading, results: Sequence[Mapping[str, Any]]) ->
             f"{bad:,} of {records:,} records of '{source}' cannot be read ({bad / records:.2%}), and max_bad_fraction allows "
             f"{allowed:.2%}. Mend the data, or allow more in the recipe. The first: {' | '.join(places)}"
         )
+    if not any(result["rows"] for result in results):
+        log.warning("The source '%s' of the category '%s' gives no rows: %d records.", source, reading.facts.category, records)
 
 
 @dataclass(frozen=True)
 class _ReadUnit:
-    """Reads one group of files, or a whole source that is not files, into shards."""
+    """Reads one group of files, or a whole source that is not files, into shards.
 
-    reading: Reading
-    step: str
-    documents: bool
+    `classes` is the file with the classes of labelled texts, where names of classes are the positives.
+    """
+
+    job: Job
+    classes: str | None
 
     def __call__(self, unit: list[DataFile], folder: str) -> dict[str, Any]:
-        reading, source = self.reading, self.reading.source
-        if isinstance(source, PythonDocsSource):
-            columns, where = python_docs.COLUMNS[source.documents], Where({})
-        else:
-            columns, where = source.mapping, Where(source.where)
-        mapper = (PassageMapper if self.documents else PairMapper)(columns, reading.language)
-        writer = ShardWriter(folder, reading.facts, self.step, reading.shard_rows, source.max_record_bytes, self.documents)
-        for name, read in _parts(reading, unit, columns, writer):
-            writer.begin(name)
-            for number, record in read:
-                if isinstance(record, Unreadable):
-                    writer.refuse(number, record)
-                else:
-                    writer.add(number, mapper(record), where(record))
+        columns, mapper = self._mapper()
+        writer = self.job.writer(folder)
+        with self.job.declared():
+            for name, read in parts(self.job, unit, columns):
+                writer.begin(name)
+                for number, (record, sampled) in read:
+                    if isinstance(record, Unreadable):
+                        writer.refuse(number, record)
+                    else:
+                        writer.add(number, mapper(record), sampled)
         return writer.finish()
 
-
-def _parts(
-    reading: Reading, unit: list[DataFile], columns: Columns, writer: ShardWriter
-) -> Iterator[tuple[str, Iterator[Numbered]]]:
-    """The files of a unit, or the one part of a source that is not files, with their records."""
-    source = reading.source
-    if isinstance(source, FilesSource):
-        for file in unit:
-            left = None if source.limit is None else source.limit - writer.records
-            if left != 0:
-                yield file.name, files.records(file, source, needed(columns, source.where), left)
-    elif isinstance(source, HuggingFaceSource):
-        yield reading.facts.source, huggingface.records(source, needed(columns, source.where))
-    else:
-        yield source.part, python_docs.records(source, reading.seed)
+    def _mapper(self) -> tuple[Columns, PairMapper | PassageMapper | NameMapper]:
+        """The columns that are read, and what makes fields of them."""
+        source, language = self.job.reading.source, self.job.reading.language
+        if self.classes is not None:
+            assert isinstance(source, TableSource)
+            assert isinstance(source.grouping, Labelled)
+            classes, seed = Classes.load(self.classes), str(self.job.reading.seed)
+            return labelled.columns_of(source.grouping), NameMapper(source.grouping, source.mapping, language, classes, seed)
+        if isinstance(source, PythonDocsSource):
+            columns = python_docs.COLUMNS[self.job.documents]
+        elif isinstance(source, ParallelSource):
+            columns = parallel.columns(source)
+        else:
+            assert isinstance(source, TableSource)
+            columns = source.mapping
+        return columns, (PassageMapper if self.job.documents else PairMapper)(columns, language)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import difflib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from datakit.errors import UserError
-from datakit.recipe import Column, Columns, Constant, Template
+from datakit.recipe import Column, Columns, Constant, Template, used
+from datakit.sources.paths import Record, look_up
 
 # Why a record does not become a row. The first group are records that could be read, but lack something.
 EMPTY_FIELD = "empty_field"
@@ -25,11 +24,11 @@ WRONG_NUMBER_OF_FIELDS = "wrong_number_of_fields"
 RECORD_TOO_LONG = "record_too_long"
 NOT_TEXT = "not_text"
 NOT_A_NUMBER = "not_a_number"
+NOT_A_LIST = "not_a_list"
+UNEQUAL_LISTS = "unequal_lists"
 
 READABLE = frozenset({EMPTY_FIELD})
 SHOWN = 200
-
-Record = Mapping[str, Any]
 
 
 @dataclass(eq=False)
@@ -51,6 +50,17 @@ class Mapped:
     refusal: Unreadable | None = None
 
 
+class ClassName(str):
+    """The name of a class. Where a recipe gives a number for it, that is compared with the class's number."""
+
+    number: int
+
+    def __new__(cls, name: str, number: int) -> ClassName:
+        self = super().__new__(cls, name)
+        self.number = number
+        return self
+
+
 def shown(data: bytes | str, limit: int = SHOWN) -> str:
     """The beginning of some data as one printable line."""
     text = data[: limit + 1].decode("utf-8", "backslashreplace") if isinstance(data, bytes) else data[: limit + 1]
@@ -63,8 +73,10 @@ def rendered(value: Any) -> str | None:
 
     Raises Unreadable for bytes that are no UTF-8, and for lists and objects.
     """
-    if isinstance(value, str) or value is None:
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -96,7 +108,7 @@ def getter(column: Column) -> Getter:
         return lambda record: _filled(parts, record)
 
     def get(record: Record) -> str | None:
-        value = record.get(column)
+        value = look_up(record, column)
         if type(value) is not str:
             value = _rendered(value, column)
         return value if value and not value.isspace() else None
@@ -116,67 +128,11 @@ def _filled(parts: list[tuple[str, str]], record: Record) -> str | None:
     for literal, name in parts:
         text.append(literal)
         if name:
-            value = _rendered(record.get(name), name)
+            value = _rendered(look_up(record, name), name)
             if not value or value.isspace():
                 return None
             text.append(value)
     return "".join(text)
-
-
-def used(column: Column) -> list[str]:
-    """The names of the columns that a mapping reads."""
-    if isinstance(column, Constant):
-        return []
-    if isinstance(column, Template):
-        return [name for _, name in column.parts() if name]
-    return [column]
-
-
-def needed(columns: Columns, where: Iterable[str] = ()) -> list[str]:
-    """The names of all columns that a record must have, in order, each once."""
-    names: list[str] = []
-    for field_name in Columns.model_fields:
-        value = getattr(columns, field_name)
-        for column in value if isinstance(value, list) else [value]:
-            if column is not None:
-                names.extend(used(column))
-    return list(dict.fromkeys([*names, *where]))
-
-
-def check_columns(wanted: Iterable[str], found: Collection[str], file: str) -> None:
-    """Raises a UserError for the first wanted column that `file` does not have."""
-    for name in wanted:
-        if name not in found:
-            near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
-            there = ", ".join(f"'{shown(other, 60)}'" for other in list(found)[:30]) or "none"
-            guess = f" Did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"'{file}' has no column '{name}'; its columns are: {there}.{guess}")
-
-
-@dataclass(frozen=True)
-class Where:
-    """Whether a record has the wanted values. Text is compared as text, numbers as numbers, also where a file has only text."""
-
-    wanted: Mapping[str, str | float | bool]
-
-    def __call__(self, record: Record) -> bool:
-        return all(_equals(record.get(name), wanted) for name, wanted in self.wanted.items())
-
-
-def _equals(value: Any, wanted: str | float | bool) -> bool:
-    if isinstance(wanted, bool):
-        return value is wanted or (isinstance(value, str) and value.strip().lower() == str(wanted).lower())
-    if isinstance(wanted, str):
-        try:
-            return rendered(value) == wanted
-        except Unreadable:
-            return False
-    if isinstance(value, bool):
-        return False
-    try:
-        return float(value) == wanted
-    except (TypeError, ValueError):
-        return False
 
 
 PAIR = ("query", "positive", "negatives", "document_id", "score", "label", "language", "positive_language")
@@ -265,12 +221,12 @@ def _empty(name: str, column: Column) -> Unreadable:
 
 
 def _seen(column: Column, record: Record) -> str:
-    return ", ".join(f"column '{name}' has {shown(repr(record.get(name)))}" for name in used(column)) or "a constant"
+    return ", ".join(f"column '{name}' has {shown(repr(look_up(record, name)))}" for name in used(column)) or "a constant"
 
 
 def _number(column: Column, record: Record) -> float | None:
     try:
-        value = record.get(column) if isinstance(column, str) else getter(column)(record)
+        value = look_up(record, column) if isinstance(column, str) else getter(column)(record)
         number = math.nan if value is None or isinstance(value, bool) else float(value)
     except (TypeError, ValueError, Unreadable):
         return None
@@ -280,7 +236,7 @@ def _number(column: Column, record: Record) -> float | None:
 def _negatives(columns: Column | list[Column], record: Record) -> list[str] | None:
     texts = []
     for column in columns if isinstance(columns, list) else [columns]:
-        value = record.get(column) if isinstance(column, str) else getter(column)(record)
+        value = look_up(record, column) if isinstance(column, str) else getter(column)(record)
         for item in value if isinstance(value, list) else [value]:
             text = _rendered(item, str(column))
             if text and not text.isspace():

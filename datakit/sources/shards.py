@@ -97,23 +97,34 @@ class ShardWriter:
         self._number()
         self._file, self._seen = file, Occurrences()
 
-    def add(self, number: int, mapped: Mapped, sampled: bool) -> None:
-        """A record that could be read; `sampled` is false for one that the recipe does not want."""
+    def add(self, number: int, mapped: Mapped, sampled: bool, key: str | None = None) -> None:
+        """A record that could be read; `sampled` is false for one that the recipe does not want.
+
+        `key` tells rows apart that other units of the step may make alike.
+        """
         values, refusal = mapped.values, mapped.refusal
+        oversize = self.oversize(values) if sampled else None
+        if oversize is not None:
+            self.refuse(number, oversize)
+            return
         characters = _characters(values)
-        if 4 * characters > self._max_record_bytes and sampled:
-            data = orjson.dumps(values)
-            if len(data) > self._max_record_bytes:
-                self.refuse(number, too_long(len(data), self._max_record_bytes, data, data))
-                return
         reason = None if refusal is None else refusal.reason
-        self._digests.append(hashlib.blake2b(orjson.dumps((values, sampled, reason)), digest_size=16).digest())
+        identity = (values, sampled, reason) if key is None else (values, sampled, reason, key)
+        self._digests.append(hashlib.blake2b(orjson.dumps(identity), digest_size=16).digest())
         if not sampled:
             self._put(self._left_out, (), 0)
         elif refusal is not None:
             self._reject(number, refusal, values, characters)
         else:
             self._put(self._kept, values, characters)
+
+    def oversize(self, values: tuple[Any, ...]) -> Unreadable | None:
+        """What is said against a record that is too long."""
+        if 4 * _characters(values) > self._max_record_bytes:
+            data = orjson.dumps(values)
+            if len(data) > self._max_record_bytes:
+                return too_long(len(data), self._max_record_bytes, data, data)
+        return None
 
     def refuse(self, number: int, unreadable: Unreadable) -> None:
         """A record that could not be read."""

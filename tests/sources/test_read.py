@@ -26,9 +26,11 @@ from datakit.registry import Category
 from datakit.schema import EXAMPLE
 from datakit.sources import read as reading_module
 from datakit.sources import shards
-from datakit.sources.read import check_origins, origin
-from datakit.sources.records import PairMapper, Where, needed, rendered, shown
+from datakit.sources.origins import check_origins, origin
+from datakit.sources.records import PairMapper, rendered, shown
 from datakit.sources.shards import Occurrences
+from datakit.sources.stream import needed
+from datakit.sources.wanted import Where
 from datakit.step import run
 
 CLASSES = Category(key="k", family="f", description="", task="classification", in_batch_negatives=False)
@@ -63,8 +65,9 @@ def test_columns_constants_and_templates_are_mapped() -> None:
         "lang": "da",
     }
     assert mapped(columns, record) == ("T\nx {5}", "true", ["b", "7", "no"], "12", 1.0, "2.5", "da", "de")
-    assert needed(Columns.model_validate(columns), ["where"]) == [
-        "title", "text", "n", "answer", "bad", "id", "class", "lang", "where",
+    source = files("x.jsonl", columns, where={"where": 1, "id": 12}, reshape=[{"type": "unpack", "columns": ["list"]}])
+    assert needed(source, source.mapping) == [
+        "title", "text", "n", "answer", "bad", "id", "class", "lang", "where", "list",
     ]  # fmt: skip
 
 
