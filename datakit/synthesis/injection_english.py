@@ -1,0 +1,343 @@
+"""What an attack says in English, and the words without which it is none."""
+
+# ruff: noqa: E501 - a pattern stands on one line
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """A pattern, and the words without which it cannot match: one of each group. Looking for words is a hundred times faster."""
+
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    pattern: re.Pattern[str]
+
+    def search(self, text: str, known: dict[str, bool]) -> re.Match[str] | None:
+        """The first match. `known` is for all rules that look at this text: which groups have a word in it."""
+        for name, words in self.groups:
+            if name not in known:
+                known[name] = any(map(text.__contains__, words))
+            if not known[name]:
+                return None
+        return self.pattern.search(text)
+
+
+_WORDS = {
+    "{aside}": "ignor|never mind|disregard|forget|overlook|attention|heed|aside|follow|obey|comply|listen|adhere|carry out|act on",
+    "{undo}": "overr|discard|dismiss|bypass|skip|abandon|drop|cancel|revoke|unlearn|erase|delete|void|throw|replace|neglect",
+    "{orders}": "instruction|prompt|direction|directive|guideline|order|guidance|programming|training|briefing|system message",
+    "{loose}": "command|rule|request|task|conversation|assignment|constraint|restriction|polic|context|message|question|text|content",
+    "{models}": " ai|a.i.|llm|language model|chatbot|gpt|claude|gemini|copilot|generative model|assistant|automated",
+    "{formats}": "json|xml|yaml|html|markdown|csv|sql|base64|rot13|morse|binary|hexadecimal|latex|latin|leetspeak|emoji|all caps|upper"
+    "|capital|rhyme|haiku|verse|klingon|pirate|french|german|spanish|chinese|japanese|russian|italian|portuguese|korean|arabic|hindi"
+    "|dutch|polish|turkish",
+}
+
+
+def rule(groups: str, pattern: str) -> Rule:
+    """`groups` are separated by " & ", and the words of one by "|"."""
+    for name, words in _WORDS.items():
+        groups = groups.replace(name, words)
+    return Rule(tuple((group, tuple(group.split("|"))) for group in groups.split(" & ")), re.compile(pattern))
+
+
+# What instructions are called. The second group has words that documents use of other things too.
+_ORDERS = r"(?:instruction|prompt|direction|directive|guideline|order|guidance|programming|training|briefing|system message)s?"
+_LOOSE = r"(?:command|rule|request|task|conversation|assignment|constraint|restriction|polic(?:y|ie)|context|message|question|text|content)s?"
+_PUT_ASIDE = (
+    r"(?:ignore|ignoring|disregard(?:ing)?|forget|overlook|never mind|pay no (?:attention|heed|mind) to|set aside|put aside|leave aside"
+    r"|(?:do not|don't|never|stop|cease|no need to|you need not) (?:follow|following|obey|obeying|comply with|complying with"
+    r"|listen to|listening to|heed|heeding|adhere to|carry out|act on|pay (?:any )?attention to))"
+)
+_UNDO = r"(?:override|overrule|discard|dismiss|bypass|skip|abandon|drop|cancel|revoke|unlearn|erase|delete|void|throw (?:away|out)|replace|neglect)"
+_MUCH = (
+    r"(?:(?:all|any|every|each|of|the|these|those|this|that|your|my|our|and|or|both|completely|entirely|totally|absolutely|please"
+    r"|everything|anything|whatever|about|in|other|such) ){0,6}"
+)
+_BEFORE = r"(?:previous(?:ly)?|prior|above|preceding|earlier|foregoing|former|original|initial|existing|past|system|developer|hidden|given|aforementioned)"
+_NOW = r"(?:[.,;!:]|and|then|instead|now|but|because|completely|entirely|altogether|$)"
+_MODELS = (
+    r"(?:ais?|a\.i\.|llms?|(?:large )?language models?|chatbots?|ai (?:assistant|model|system|agent|annotator|tool)s?|chatgpt|gpt"
+    r"|claude|gemini|copilot|generative models?|virtual assistants?|automated (?:reader|system|agent|annotator)s?)"
+)
+_NO_TRADE = (
+    r"(?! (?:research|develop|engineer|scien|expert|start|compan|vendor|provider|enthusiast|user|and|or|team|safety|in\b))"
+)
+_ASKED = r"(?:questions?|quer(?:y|ies))"
+_SAID = rf"(?:{_ASKED}|answers?|responses?|repl(?:y|ies)|outputs?)"
+_SAY = r"(?:output|print|write|return|say|emit|produce|generate|type|state|give|provide|display|echo|answer|respond|reply)"
+_FORMATS = (
+    r"(?:(?:valid |raw |plain |strict )?(?:json|xml|yaml|html|markdown|csv|sql|base64|rot13|morse(?: code)?|binary|hexadecimal|latex)"
+    r"|pig latin|leetspeak|emojis?|all caps|upper ?case|capital letters|rhymes?|haikus?|verse|klingon|pirate(?: speak)?|reverse"
+    r"|latin|french|german|spanish|chinese|japanese|russian|italian|portuguese|korean|arabic|hindi|dutch|polish|turkish)"
+)
+
+OVERRIDE = (
+    rule("{aside} & {orders}", rf"\b{_PUT_ASIDE} {_MUCH}(?:{_BEFORE} ){{1,3}}(?:\w+ ){{0,2}}?{_ORDERS}\b"),
+    rule(
+        "{aside} & {loose}",
+        rf"(?:^|[.,;:!?\n] ?|\b(?:please|now|must|should|you|to|and|then|just|simply) ){_PUT_ASIDE} {_MUCH}"
+        rf"(?:{_BEFORE} )+(?:\w+ )?{_LOOSE}(?= ?{_NOW})",
+    ),
+    rule(
+        "{aside} & {orders}",
+        rf"\b{_PUT_ASIDE} (?:all (?:of )?|any )?(?:your|my|our|these|those|the) (?:\w+ )?{_ORDERS}(?= ?(?:above|before|so far|at the (?:top|start|beginning)|you (?:were|have)|that (?:were|came|you)"
+        r"|given|and (?:instead|write|output|say|print|respond|reply|answer)))",
+    ),
+    rule(
+        "{aside} & instruction|prompt|directive|guideline",
+        rf"\b{_PUT_ASIDE} (?:all|any|every) (?:\w+ )?(?:instruction|prompt|directive|guideline)s?\b",
+    ),
+    rule(
+        "{aside} & everything|anything|all |whatever|what & above|preceding|so far|up to|until|prior|before|come|came|stands|goes|was|is|has|have|preced|you|i |i'",
+        rf"\b{_PUT_ASIDE} (?:absolutely |literally )?(?:everything|anything|all|whatever|what)(?: else)?(?: (?:that|which|text|content|written|stated|said|you see|you read|i said))? "
+        r"(?:above|preceding|so far|up to (?:here|now|this point)|until (?:now|here|this point)|prior to this|before (?:this|now|here)"
+        r"|(?:came|comes|stands|goes|was|is|has been|have been|precedes|preceded|preceding) (?:above|before|this|it|said|written|told|stated|asked|here|so far|earlier|previously)"
+        r"|the (?:user|system|operator|developer|prompt|human)s? (?:has |have )?(?:asked|asks|said|says|told|tells|wrote|wants?)"
+        r"|(?:you|i) (?:were|was|have been|had been|'ve been|just|have|know|know about|learned|said|told|read) ?(?:told|asked|instructed|given|taught|said|read)?)",
+    ),
+    rule(
+        "ignore|disregard|forget & the above|the foregoing|the preceding",
+        rf"\b(?:ignore|disregard|forget) (?:all |all of |everything |about |everything in )*the (?:above|foregoing|preceding)(?: (?:text|passage|document|paragraphs?|content|words|article))?(?= ?{_NOW})",
+    ),
+    rule(
+        "ignore|disregard|forget & passage|document|article|your ",
+        rf"\b(?:ignore|disregard|forget) (?:about )?(?:(?:the|this) (?:rest of the )?(?:passage|document|article)|your (?:persona|role|training|programming|purpose|rules))(?= ?(?:[.,;!:]|and|then|instead|above|below|$))",
+    ),
+    rule(
+        "{undo} & instruction|prompt|directive|guideline|order",
+        rf"\b{_UNDO} {_MUCH}(?:{_BEFORE} |your ){{1,3}}(?:\w+ )?(?:instruction|prompt|directive|guideline|order)s?\b(?! (?:cache|queue|pointer|set|string))",
+    ),
+    rule(
+        "{orders} & previous|prior|above|earlier|preceding|original|initial|your|former|old|system & void|invalid|obsolete|outdated|cancel|supersede|revoke|replace|no longer|suspended|over|null|lifted|withdrawn|rescinded|test|mistake|decoy|trick|joke|irrelevant|not |apply|matter|count|wrong|fake",
+        rf"\b(?:previous|prior|above|earlier|preceding|original|initial|your|former|old|system) (?:\w+ )?{_ORDERS} (?:\w+ ){{0,3}}?(?:are|is|were|was|have been|has been|became"
+        r"|no longer|do not|does not|don't|doesn't) (?:now |all |hereby |just )*(?:void|invalid|obsolete|outdated|cancell?ed|superseded|revoked|replaced|no longer|suspended|overridden"
+        r"|overruled|null|lifted|withdrawn|rescinded|a (?:test|mistake|decoy|trick|joke)|irrelevant|not (?:valid|relevant|binding|real)|apply|matter|count|wrong|fake)",
+    ),
+    rule(
+        "attention|note|notice|message|instruction|reminder|memo|dear|hey|hello|hi|important & {models}",
+        rf"\b(?:attention|note|notice|message|instructions?|reminder|memo|dear|hey|hello|hi|important) ?[,:!]? ?(?:to |for |all |any |the |every |you )*{_MODELS}\b{_NO_TRADE}(?= ?(?:[.,;:!]|reading|that|who|which|processing|you|please|only|must|when|should))",
+    ),
+    rule("if you & {models}", rf"\bif you(?:'re| are) (?:indeed |actually |really )?(?:an? |the )?{_MODELS}\b{_NO_TRADE}"),
+    rule(
+        "reading|read|process|pars|summari|ingest|sees & this|these",
+        rf"\b(?:any|every|whichever|the|an?|all) (?:{_MODELS}|assistant|annotator) (?:that is |which is |who is |that |which |who |is |are |now |currently )*"
+        r"(?:reading|reads?|process(?:es|ing)?|pars(?:es|ing)|summari[sz](?:es|ing)|ingest(?:s|ing)|sees) (?:this|these)\b",
+    ),
+    rule("as a & {models} & you", rf"\bas an? {_MODELS} ?, ?you (?:must|should|will|need|have|are|can|now)"),
+    rule(
+        "your & instruction|task|objective|mission|directive|assignment|goal|job|role|purpose|prompt",
+        r"\byour (?:(?:only|sole|real|actual|true|new|updated|revised|secret|primary|next|current|main) )+(?:instructions?|task|objective|mission|directive|assignment|goal|job|role|purpose|system prompt|prompt)s? (?:is|are|now|has|will|from|becomes)\b",
+    ),
+    rule(
+        "new |updated |revised |real |actual |admin|override|secret |hidden |developer |system & instruction|task|directive|prompt|order|command|override",
+        r"(?:^|[.,;!?:] )(?:(?:new|updated|revised|real|actual|admin(?:istrator)?|override|secret|hidden|developer|system) )+(?:instructions?|task|directives?|prompt|orders?) ?:",
+    ),
+    rule(
+        "instead of|rather than & question|quer|instruction|task|prompt",
+        rf"\b(?:instead of|rather than) (?:following|obeying|doing|writing|generating|asking|producing|creating|answering) (?:(?:the|these|your|any|those|that|all|requested|above|previous|original|given|search|\d+) )*(?:{_ASKED}|instructions?|task|prompt)\b",
+    ),
+    rule(
+        "decode|decrypt|decipher|unscramble|rot13|reverse & follow|execute|obey|do what|do as|carry out|comply|act on|perform",
+        r"\b(?:decode|decrypt|decipher|unscramble|rot13|reverse|base64 ?decode) (?:[\w.]+ ){0,8}?(?:and|then|,) ?(?:\w+ ){0,2}(?:follow|execute|obey|do (?:what|as)|carry out|comply|act on|perform)\b",
+    ),
+    rule(
+        "instructions|instruction|directions|task|request & above|before this|so far|given|you got|you received",
+        r"\b(?:the|these|those|all) (?:instructions?|directions|task|request) (?:above|before this|so far|you (?:were|have been) given|you (?:got|received)) (?:\w+ ){0,4}?(?:over|void|obsolete|cancell?ed|finished|done|complete|wrong|no longer|ignored|replaced|superseded|decoy|fake|a test)\b",
+    ),
+    rule(
+        "what you|whatever you|everything you|anything you & told|asked|instructed",
+        r"\b(?:what|whatever|everything|anything) you (?:were|have been|'ve been|had been) (?:told|asked|instructed) (?:\w+ ){0,3}?(?:before|earlier|previously|above|so far|until now|to do)(?: \w+){0,4}? (?:no longer|is (?:void|wrong|cancell?ed|over|off|obsolete)|does not|doesn't|can be (?:ignored|forgotten))",
+    ),
+)
+
+_TELL = (
+    r"(?:reveal|show|print(?: out)?|repeat|output|display|tell (?:me|us)|leak|expose|disclose|share|give (?:me|us)|dump|recite|echo|reproduce"
+    r"|quote|write (?:out|down)|list|summari[sz]e|paraphrase|encode|include|copy|paste|send|spell out|describe|state|append|embed|mention|insert)"
+)
+EXFILTRATION = (
+    rule(
+        "your & prompt|instructions|directives|persona|guidelines|system message|hidden rules",
+        rf"(?<!not )(?<!never )(?<!n't )\b{_TELL} (?:[\w']+ ){{0,5}}?your (?:\w+ ){{0,3}}?(?:prompts?|instructions|directives|persona|guidelines|system messages?|hidden rules)\b(?! (?:manual|for use|leaflet))",
+    ),
+    rule(
+        "prompt|instructions|persona & system|hidden|secret|internal|initial|developer|confidential|original",
+        rf"\b{_TELL} (?:\w+ ){{0,5}}?(?:the|this|any) (?:\w+ )?(?:system|hidden|secret|internal|initial|developer|confidential|original) (?:prompt|instructions|persona)\b",
+    ),
+    rule(
+        "the persona|the prompt|the instructions",
+        rf"\b{_TELL} (?:\w+ ){{0,4}}?(?:the persona (?:description|you)|the (?:prompt|instructions) (?:you were given|you (?:have )?received|above|verbatim|word for word))",
+    ),
+    rule(
+        "repeat & everything|all|the words|the text|the sentence|the line|verbatim|what",
+        r"\brepeat (?:back )?(?:to me )?(?:everything|all|the (?:words|text|sentences?|lines?)|verbatim|what) (?:\w+ ){0,3}?(?:above|before this|you were|you have been|preceding|you've been)",
+    ),
+    rule(
+        "what & you told|you asked|you instructed|your",
+        r"\bwhat (?:were|are|was|is) (?:you (?:told|asked|instructed)|your (?:\w+ )?(?:instructions|system prompt|prompt|initial prompt))\b",
+    ),
+    rule(
+        "api key|secret|password|credential|access token|environment variables",
+        rf"(?<!not )(?<!never )(?<!n't )\b(?:reveal|print|output|leak|dump|expose|exfiltrate|include|append|embed|repeat|tell me) (?:\w+ ){{0,4}}?(?:your|all|any) (?:\w+ )?(?:api keys?|secret keys?|secrets|passwords?|credentials|access tokens?|environment variables)\b[^.\n]{{0,40}}\b(?:you|your|in (?:each|every|all|the))\b",
+    ),
+    rule(
+        "conversation|chat history|your|system prompt & send|post|forward|upload|submit|transmit|leak|exfiltrate|email",
+        r"\b(?:send|post|forward|upload|submit|transmit|leak|exfiltrate|email) (?:\w+ ){0,6}?(?:conversation|chat history|your (?:\w+ )?(?:prompt|instructions|persona)|system prompt) (?:\w+ ){0,4}?(?:to|at)\b",
+    ),
+)
+IMAGE = rule("](http", r"!\[[^\]]*\]\(https?://[^)\s]*[?&][^)=\s]*=\s*(?:\{|<|\[|%7b|\$\{)")
+
+_COMMAND = r"(?:^|[.!?;:,\n] ?|\b(?:please|now|then|instead|always|simply|just|only|you (?:must|should|shall|will|may|can|need to|have to|are to)|and you) )"
+FORMAT = (
+    rule(
+        "respon|reply|answer & only|just|solely|exclusively|strictly|simply|always|exactly|entirely|instead|immediately",
+        r"\b(?:respond|reply|answer)(?:ing)? (?:\w+ ){0,4}?(?:only|just|solely|exclusively|strictly|simply|always|exactly|entirely|instead|immediately) (?:with|in|using) (?!a (?:4|5|2|3)\d\d)",
+    ),
+    rule(
+        "respon|reply|answer & with|using & only|just|exactly|nothing but|the",
+        r"\b(?:respond|reply|answer) (?:\w+ ){0,3}?(?:with|using) (?:only|just|exactly|nothing but|the (?:single |one |exact |following )*(?:word|phrase|sentence|string))\b(?! (?:a|one) (?:4|5|2|3)\d\d)",
+    ),
+    rule(
+        "respond|reply|answer & {formats}",
+        rf"{_COMMAND}(?:respond|reply|answer) (?:\w+ ){{0,3}}?(?:in|with|using|as) (?:a (?:single )?|the )?{_FORMATS}\b",
+    ),
+    rule(
+        "only|just|exactly|nothing|solely|exclusively & word|phrase|sentence|{formats}",
+        rf"{_COMMAND}{_SAY} (?:me |us |out |back )?(?:only|just|exactly|nothing but|nothing except|nothing other than|solely|exclusively) (?:with )?(?:the |this |these |one |a |single |following |exact )*(?:words?|phrase|sentence|{_FORMATS})\b",
+    ),
+    rule("nothing else|nothing more", rf"{_COMMAND}{_SAY} [^.\n]{{1,60}}?\b(?:and|with) nothing (?:else|more)\b"),
+    rule(
+        "do not|don't|never|stop|cease|refrain from|quit & question|quer",
+        rf"\b(?:do not|don't|never|stop|cease|refrain from|quit) (?:write|writing|generate|generating|produce|producing|create|creating|output|outputting|formulate|formulating|compose|composing) (?:(?:any|the|these|those|more|a|your|requested|search|further|such) ){{0,3}}{_ASKED}\b",
+    ),
+    rule(
+        "each|every|all & must|should|shall|has to|have to|need|will|is to|are to & question|quer|answer|respon|repl|output",
+        rf"\b(?:each|every|all) (?:(?:of|the|your|these|generated|search|single|one) )*{_SAID} (?:must|should|shall|has to|have to|needs? to|will|is to|are to) (?:\w+ )?(?:contain|include|end|begin|start|mention|be (?:replaced|in|written|exactly|followed|about)|read|say|use)\b",
+    ),
+    rule(
+        "your & must|should|shall|has to|have to|need|will|is to|are to & question|quer|answer|respon|repl|output",
+        rf"\byour (?:\w+ )?{_SAID} (?:must|should|shall|has to|have to|needs? to|will|is to|are to) (?:now |only |always |all |instead )*(?:contain|include|end with|begin with|start with|mention|be (?:replaced|in|written|exactly|followed|only|just)|read|say|consist)\b",
+    ),
+    rule(
+        "begin|start|end|finish|prefix|preface|precede|append|prepend|conclude & every|each|all|your & question|quer|answer|respon|repl|output",
+        rf"\b(?:begin|start|end|finish|prefix|preface|precede|append|prepend|conclude) (?:with )?(?:every|each|all|your) (?:of your |of the )?(?:\w+ )?{_SAID} (?:with|by|using)\b",
+    ),
+    rule(
+        "append|add|insert|include|attach|put|place|mention|embed|weave|hide|repeat|use|work|write|say & every|each|all|your|any & question|quer|answer|respon|repl",
+        rf"\b(?:append|add|insert|include|attach|put|place|mention|embed|weave|hide|repeat|use|work|write|say) [^.\n]{{1,80}}?\b(?:to|in|into|at the (?:very )?(?:end|start|beginning) of|after|before|within|inside|as) (?:every|each|all of your|all|your|any) (?:(?:of|the|your|single|one|next|first|last|generated|search) )*(?:{_ASKED}|answers?|responses?|repl(?:y|ies)|outputs?)(?: you (?:write|make|give|generate|produce))?(?= ?(?:[.,;!:\n]|$|you|and|that|exactly|so|now|without|below|it|as))",
+    ),
+    rule(
+        "switch|change|convert|set|translate|transform & output|answer|respon|repl|question|quer & {formats}",
+        rf"\b(?:switch|change|convert|set|translate|transform) (?:the |your )(?:\w+ )?(?:output|answers?|responses?|repl(?:y|ies)|{_ASKED})(?: format| language)? (?:to|into|in) (?:a |an |the )?(?:valid )?{_FORMATS}\b",
+    ),
+    rule(
+        "instead & a|the|some|only|just|one|this|your",
+        rf"\binstead (?:of (?:that|this|the above|it|questions|queries|a question) ?)?,? ?(?:you (?:must|should|will|shall|are to) )?{_SAY} (?:me |us |out )?(?:a|an|the|some|only|just|one|this|your) (?:\w+ ){{0,3}}?(?:poem|haiku|limerick|joke|story|song|rap|essay|recipe|sonnet|letter|tweet|rhyme|slogan|riddle|word|phrase|sentence|password|list|text|code|{_FORMATS})\b",
+    ),
+    rule(
+        "poem|haiku|limerick|joke|story|song|rap|sonnet|rhyme|slogan|riddle & instead|rather",
+        rf"{_COMMAND}{_SAY} (?:me |us )?(?:a|an|the|some|one) (?:\w+ ){{0,3}}?(?:poem|haiku|limerick|joke|story|song|rap|sonnet|rhyme|slogan|riddle)\b[^.\n]{{0,60}}\b(?:instead|rather)\b",
+    ),
+    rule(
+        "format|question|quer & changed|replaced|no longer|not ",
+        rf"\b(?:the|all|your) (?:requested |output |answer )?(?:format|{_ASKED}) (?:(?:\w+ ){{0,2}}(?:changed|replaced)|(?:is|are) (?:no longer|not) (?:needed|wanted|required|numbered))\b[^\n]{{0,80}}\b{_SAY}\b",
+    ),
+    rule(
+        "answer|respon|repl|question|quer & {formats}",
+        rf"{_COMMAND}(?:use|return|output|give|produce) (?:your |the )?(?:answers?|responses?|repl(?:y|ies)|{_ASKED}) (?:in|as) (?:a |an )?{_FORMATS}\b",
+    ),
+)
+
+TOKENS = (
+    rule(
+        "<",
+        r"<[|｜](?:im_start|im_end|im_sep|system|user|assistant|end|endoftext|endofprompt|eot_id|eom_id|start_header_id|end_header_id|begin_of_text"
+        r"|end_of_text|start_of_role|end_of_role|channel|message|start|return|python_tag|tool_call|"
+        r"(?:begin|end)[▁_]of[▁_]sentence|assistant[▁_]?|user[▁_]?)[|｜]>",
+    ),
+    rule("<", r"<[|｜](?:user|assistant|system)[|｜]?>"),
+    rule(
+        "[inst]|[/inst]|<<sys|<</sys|_of_turn|<bos>|<eos>|start_of_|end_of_",
+        r"\[/?inst\]|<</?sys>>|</?(?:start|end)_of_turn>|<(?:bos|eos)>\s*(?:user|system|human)|<\|(?:start|end)_of_",
+    ),
+    rule(
+        "[system_|[/system_|[available_|[/available_|[tool_|[/tool_|<extra_id",
+        r"\[/?(?:system_prompt|available_tools|tool_calls)\]|<extra_id_\d+>\s*(?:system|user|assistant)",
+    ),
+    rule("##", r"(?:^|\n)#{2,4} ?(?:system|instructions?|response|assistant|human|user|input) ?(?:prompt|message)? ?:"),
+    rule("role", r"[\"']role[\"'] ?: ?[\"'](?:system|assistant|user|developer)[\"']"),
+)
+_ORDERING = (
+    r"(?:you (?:are|must|should|will|shall|now|have|may)|ignore|from now|new |do not|don't|always|never|please|respond|answer|reply|output|write|print"
+    r"|forget|disregard|override|stop|the (?:user|task|assistant|passage|document|text|questions?)|your |switch|generate|produce|only|just|say|repeat|reveal|instead|begin|act|speak)"
+)
+TURN = (
+    rule(
+        "system|developer|admin|root & :|>|]",
+        rf"(?:(?:^|\n)[\[(*<# ]*|\[)(?:system|developer|admin(?:istrator)?|root)(?: (?:prompt|message|instructions?|override|note|alert|update|notice))?[\])*># ]* ?[:>\]] ?[*\]]* ?{_ORDERING}\b",
+    ),
+    rule(
+        "assistant|ai|model|bot & :",
+        r"(?:^|\n)[\[(*<# ]*(?:assistant|ai|model|bot)[\])*># ]* ?: ?(?:sure|understood|ok(?:ay)?|of course|certainly|absolutely|yes|got it|here (?:is|are)|1[.)]|i (?:will|can) (?:now )?ignore)\b"
+        r"[^\n]{0,80}?(?:ignore|ignoring|instead|from now|new (?:task|instruction)|here (?:is|are)|\n?1[.)]|questions?|quer(?:y|ies)|task)",
+    ),
+    rule(
+        "human|user & assistant|ai|model|bot & :",
+        r"(?:^|\n)(?:human|user) ?: ?(?:[\w ,!.']{0,30}?\b)?(?:ignore|disregard|forget|write|print|output|say|repeat|reveal|respond|reply|answer|instead|tell me|show me|stop)\b[^\n]*\n(?:assistant|ai|model|bot) ?:",
+    ),
+)
+ROLE = (
+    rule(
+        "you are now|you're now",
+        r"\byou(?:'re| are) now (?:(?:an? |the |in |going to be |my |called |known as )*(?:\w+ ){0,2}?(?:dan|(?:developer|debug|god|jailbreak|admin|maintenance|root|unrestricted) mode|unrestricted|unfiltered"
+        r"|uncensored|evil|pirate|poet|assistant|ai|chatbot|bot|terminal|model|translator|parrot|echo|interpreter|generator|simulator|comedian|writer|hacker|compiler|calculator|copywriter|json)"
+        r"|no longer (?:bound|restricted|an? |required|limited|obliged|asked)|free (?:of|from) (?:all |any |your |the )*(?:rules|restrictions|instructions|limits|constraints|guidelines))\b",
+    ),
+    rule(
+        "act |behave|respond |speak |talk |write |function |operate & as a|as i|as my|as our|as the|like & pirate| ai|chat|bot|terminal|parrot|linux|python|json|assistant|language model|unrestricted|copywriter|shakespeare|yoda|robot",
+        r"(?:^|[.!?;:,\n] ?|\b(?:please|now|then|must|to|and|instead|will|on,?) )(?:act|behave|respond|speak|talk|write|function|operate) (?:only )?(?:as|like) (?:if you (?:are|were) )?(?:an?|the|my|our) (?:\w+ ){0,2}?(?:pirate|(?:ai|chat ?bot|bot|terminal|parrot|linux|python interpreter|json)\b|assistant|language model|unrestricted|copywriter|shakespeare|yoda|robot)",
+    ),
+    rule(
+        "pretend|imagine|role",
+        r"(?:^|[.!?;:,\n] ?|\b(?:please|now|then|must|instead|let's) )(?:pretend|imagine|role ?-?play)(?: (?:to be|that|as|like))? (?:you(?:'re| are| were)? |an? )(?:an? |the |now |not |never )*(?:\w+ ){0,2}?(?:ai|chatbot|bot|language model|assistant|dan|pirate|hacker|unrestricted|free|bound|model|jailbroken|never (?:been|got|were)|received)\b",
+    ),
+    rule(
+        "mode & you|answer|respond|output|and ",
+        r"\b(?:enter|enable|activate|switch to|engage|you are in) (?:the )?(?:dan|developer|debug|god|jailbreak|admin|sudo|unrestricted|maintenance) mode\b(?=[^.\n]{0,60}\b(?:you|your|answer|respond|output|and (?:ignore|write|print|say))\b)",
+    ),
+    rule(
+        "from now|from this|from here",
+        r"\bfrom (?:now|this point|here|this moment) (?:on|onwards?|forward) ?,? ?(?:you (?:are|will|must|shall|should|can|only|always|answer|respond|speak|act)|your (?:name|role|task|job|answers?|outputs?|only)|(?:respond|answer|reply|output|speak|act|write|say|print|generate|produce) )",
+    ),
+    rule("jailbreak|do anything now", r"\b(?:jailbreak|do anything now)\b(?=[^.\n]{0,80}\b(?:you|your|mode|prompt)\b)"),
+    rule(
+        "persona",
+        r"\b(?:abandon|leave|drop|break|change|replace|discard|switch) (?:your|the) (?:current |assigned |given )?persona\b",
+    ),
+)
+
+_TAG_NAMES = r"(?:document|passage|context|user_?input|untrusted\w*|prompts?|instructions?|system|quer(?:y|ies)|user_?data|retrieved\w*|doc|seed|excerpt|external\w*|persona)"
+FENCE = (
+    rule("</", rf"</ ?{_TAG_NAMES}(?:[-_ ][\w-]+)? ?>\s*\S+ \S+ \S+"),
+    rule(
+        "end",
+        rf"(?:(?:^|\n)[-=#*<>\[( ~_]{{0,12}}|[-=#*<>\[~_]{{1,12}} ?)end (?:of )?(?:the |this |your )?(?:untrusted |user |source |quoted |given |retrieved )?(?:document|passage|context|input|data|prompt|text|material|excerpt)s?(?: (?:here|block))?[\])]?[-=#*<>\]) ~_.:]{{0,12}}\n[^\n]*?\b(?:{_ORDERING}|now)\b",
+    ),
+    rule(
+        "'''|\"\"\"|```|~~~|---|===|>>>|<<<|***|###",
+        r"(?:'''|\"\"\"|```|~~~|---+|===+|>>>+|<<<+|\*\*\*+|###+)[^\n]{0,20}\n?(?:(?:now|ok(?:ay)?|and|next|the (?:passage|document|text) (?:ends?|is over)[^\n]{0,20}?)[,.: ]*)*(?:(?:your |the )?(?:new|real|next|actual|updated|system) (?:task|instructions?|prompt|system)\b|ignore (?:all|the|every|any|previous)|disregard|forget|you (?:are now|must now|will now|must)|write (?:only|\d)|output only|respond (?:only|with)|system ?[:>])",
+    ),
+    rule(
+        "passage|document|source text|quoted text|untrusted|material & ends|stops|over|finish|ended|complete",
+        r"\b(?:the|this|our) (?:passage|document|source text|quoted text|untrusted (?:text|data|content)|material) (?:ends|stops|is over|is finished|has ended|ended|is complete|finishes) (?:here|now|at this point)?[.,:;!]? ?(?:\w+ ){0,3}?(?:now|what follows|everything (?:below|after)|the following|below|your|instructions?|new|write|respond)\b",
+    ),
+    rule(
+        "follows|below|after this|comes next & not part|user|system|developer|operator|real|actual|new|trusted",
+        r"\b(?:what|everything|all|text) (?:that )?(?:follows|below(?: this(?: line)?)?|after this(?: line)?|comes next) (?:is|are|comes) (?:not part of (?:the|this) (?:passage|document|text)|from the (?:user|system|developer|operator)|(?:a |an |the )?(?:real|actual|new|trusted|system) (?:instructions?|prompt|message|task))",
+    ),
+    rule(
+        "{{|{%",
+        r"\{\{ ?(?:passage|persona|queries|structured|forms)\b|\{% ?(?:end)?(?:block|raw|if|for)\b[^%]*%\}[^\n]{0,40}\b(?:ignore|system|user|write|instructions?)\b",
+    ),
+)
