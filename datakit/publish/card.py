@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from datakit.opened import Build
-from datakit.publish import figures
+from datakit.publish import diversity, figures
 from datakit.publish.manifest import CategoryEntry
 from datakit.publish.reasons import in_words
 
@@ -44,6 +44,8 @@ HUB_SIZES = (
     (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
     (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"), (10**12, "100B<n<1T"),
 )  # fmt: skip
+
+MOST_WARNINGS = 10
 
 REJECTED_CONFIG = {"config_name": "rejected", "data_files": [{"split": "rejected", "path": "rejected/*.parquet"}]}
 
@@ -157,11 +159,26 @@ def _sections(build: Build) -> list[str]:
             f"Language models were asked {manifest.spent.requests:,} times: {manifest.spent.prompt_tokens:,} tokens read, "
             f"{manifest.spent.completion_tokens:,} written{money}."
         )
+    sections += _diversity(build)
     sections += _example(build)
     sections.append(
         "## Made again\n\n`datakit build recipe.yaml` makes the same bytes from the same sources, packages and models."
     )
     return sections
+
+
+def _diversity(build: Build) -> list[str]:
+    found = build.manifest.diversity
+    if found is None:
+        return []
+    heads = list(diversity.HEADS)
+    lines: list[list[Any]] = [[name, *figures] for name, figures in diversity.lines(found.categories)]
+    said = "\n".join(f"- {sentence}" for sentence in found.warnings[:MOST_WARNINGS])
+    left = len(found.warnings) - MOST_WARNINGS
+    return [
+        f"## Diversity\n\n{diversity.heading(found)}\n\n" + _table(["category", *heads], lines),
+        *([f"Little variety:\n\n{said}" + (f"\n- {left} more are in `manifest.json`" if left > 0 else "")] if said else []),
+    ]
 
 
 def _loading(build: Build) -> str:

@@ -22,7 +22,7 @@ import yaml
 from datakit import storage
 from datakit.errors import BuildError, UserError
 from datakit.opened import NOT_SAMPLED, open_build
-from datakit.publish import balance, card, manifest, report
+from datakit.publish import balance, card, diversity, manifest, report
 from datakit.recipe import Recipe, resolved
 from datakit.registry import Category
 from datakit.schema import REJECTED
@@ -161,6 +161,8 @@ def _describe(
     categories = manifest.categories(recipe, entries, step_entries, counted, _languages(folder, rows))
     totals = manifest.totals(categories)
     balance.check_files(final, counted, rows, categories, totals)
+    varied = diversity.measure([os.path.join(folder, name) for name in rows if name.startswith("train/")], recipe, steps)
+    diversity.tell(varied)
     made = manifest.Manifest(
         datakit=package_version("datakit"),
         name=recipe.name,
@@ -174,6 +176,7 @@ def _describe(
         spent=manifest.spent(step_entries),
         categories=categories,
         totals=totals,
+        diversity=varied,
     )
     storage.write_json(os.path.join(folder, "manifest.json"), made.model_dump(mode="json"))
     build = open_build(folder)  # as everybody reads it
