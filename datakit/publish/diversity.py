@@ -15,7 +15,7 @@ import logging
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from datakit.errors import BuildError
 from datakit.filters import toxicity_embedded
 from datakit.filters.words import WORD, fold
 from datakit.publish.manifest import Diversity, Variety
+from datakit.publish.written import Sample, lowest, texts, written
 from datakit.recipe import Recipe, RoundTripFilter, ToxicityFilter
 from datakit.step import Output, Step
 
@@ -86,15 +87,16 @@ def measure(files: Sequence[str], recipe: Recipe | None = None, steps: Sequence[
     """
     used: Counter[str] = Counter()
     rows = 0
-    for frame in _written(files):
+    for frame in written(files):
         rows += frame.height
         used.update(dict(frame.drop_nulls("persona").group_by("persona").len().iter_rows()))
     if not rows:
         return None
     listed = sorted(sorted(used), key=lambda name: -used[name])[:MOST_PERSONAS]
-    kinds = {kind: _lowest(files, kind, listed) for kind in ("whole", "category", "persona")}
-    texts = _texts(files, {key for groups in kinds.values() for group in groups.values() for key in group.ids})
-    meter = _meter(texts, _vectors(recipe, steps), _wants_toxicity(recipe))
+    kinds = {kind: lowest(files, kind, SAMPLE) for kind in ("whole", "category")}
+    kinds["persona"] = lowest(files, "persona", SAMPLE, listed)
+    ids = {key for groups in kinds.values() for group in groups.values() for key in group.ids}
+    meter = _meter(texts(files, ids, TEXT_CHARACTERS), _vectors(recipe, steps), _wants_toxicity(recipe))
     measured = {kind: meter.table(groups) for kind, groups in kinds.items()}
     found = Diversity(
         rows=rows,
@@ -148,76 +150,6 @@ def tell(found: Diversity | None) -> None:
         log.warning("%d more warnings of this kind are in manifest.json and report.html.", len(said) - _WARNINGS_LOGGED)
 
 
-def _written(files: Sequence[str], *more: str) -> Iterator[pl.DataFrame]:
-    """The rows of each file that a model wrote: category, persona, and id and role of the text that was written.
-
-    A row's query was written for its positive, unless the query is what the model was given: then its positive was. A label is
-    chosen, not written.
-    """
-    for file in files:
-        frame = pl.read_parquet(
-            file,
-            columns=["category", "query_id", "positive_id", "label", "provenance", *more],
-            hive_partitioning=False,
-            glob=False,
-        )
-        origin = pl.col("provenance").struct
-        given = pl.col("query_id").is_in(origin.field("parents")).fill_null(False)
-        yield (
-            frame.filter(origin.field("model").is_not_null() & pl.col("label").is_null())
-            .select(
-                pl.lit("all").alias("whole"),
-                "category",
-                origin.field("persona").alias("persona"),
-                pl.when(given).then("positive_id").otherwise("query_id").alias("id"),
-                given.alias("given"),
-                *more,
-            )
-            .drop_nulls("id")
-        )
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """The texts of a group that are looked at, by id, and the rows that have one of them; `rows` are all of the group."""
-
-    ids: Sequence[str]
-    having: int
-    rows: int
-
-
-def _lowest(files: Sequence[str], by: str, listed: Sequence[str]) -> dict[str, _Sample]:
-    """For each value of the column `by`, the SAMPLE lowest ids, with how many rows have them (KMV sketch, Bar-Yossef 2002).
-
-    An id that is among the lowest in the end was so in every file, so that its rows are all counted.
-    """
-    best = pl.DataFrame(schema={by: pl.String, "id": pl.String, "rows": pl.Int64})
-    rows: Counter[str] = Counter()
-    for frame in _written(files):
-        mine = frame.filter(pl.col(by).is_in(listed)) if by == "persona" else frame
-        counted = mine.group_by(by, "id").agg(pl.len().cast(pl.Int64).alias("rows"))
-        rows.update(dict(counted.group_by(by).agg(pl.col("rows").sum()).iter_rows()))
-        together = pl.concat([best, counted]).group_by(by, "id").agg(pl.col("rows").sum())
-        best = together.sort(by, "id").group_by(by, maintain_order=True).head(SAMPLE)
-    result = {}
-    for (name,), group in best.group_by([by], maintain_order=True):
-        result[str(name)] = _Sample(group.get_column("id").to_list(), int(group.get_column("rows").sum()), rows[str(name)])
-    return result
-
-
-def _texts(files: Sequence[str], ids: Iterable[str]) -> pl.DataFrame:
-    """The texts with these ids, once each: id, given (whether it is a positive), text; by ascending id."""
-    wanted = pl.DataFrame({"id": sorted(ids)}, schema={"id": pl.String})
-    found = [wanted.clear().with_columns(given=pl.lit(False), text=pl.lit(""))]
-    for frame in _written(files, "query", "positive"):
-        text = pl.when("given").then("positive").otherwise("query").fill_null("").str.slice(0, TEXT_CHARACTERS)
-        new = frame.select("id", "given", text.alias("text")).unique("id", keep="first", maintain_order=True)
-        new = new.join(wanted, on="id", how="semi", maintain_order="left")
-        wanted = wanted.join(new, on="id", how="anti", maintain_order="left")
-        found.append(new)
-    return pl.concat(found).sort("id")
-
-
 def _vectors(recipe: Recipe | None, steps: Sequence[tuple[Step, Output]]) -> _Vectors | None:
     """The vectors of the recipe's encoder: that of the screen, else of the round trip."""
     if recipe is None:
@@ -256,7 +188,7 @@ class _Meter:
     def name(self) -> str:
         return f"vectors of the encoder '{self.vectors.encoder}'" if self.vectors else "counts of character 3-grams"
 
-    def table(self, groups: Mapping[str, _Sample]) -> dict[str, Variety]:
+    def table(self, groups: Mapping[str, Sample]) -> dict[str, Variety]:
         """The variety of each group, so that groups may be compared."""
         grams = {name: [self._grams(group, n) for n in _GRAMS] for name, group in groups.items()}
         enough = [grams[name] for name, group in groups.items() if len(group.ids) >= FEWEST_TEXTS]
@@ -266,7 +198,7 @@ class _Meter:
         ]
         return {name: self._variety(group, grams[name], sizes) for name, group in groups.items()}
 
-    def _grams(self, group: _Sample, n: int) -> list[tuple[str, ...]]:
+    def _grams(self, group: Sample, n: int) -> list[tuple[str, ...]]:
         result: list[tuple[str, ...]] = []
         for key in group.ids:
             words = self.words[self.place[key]]
@@ -275,7 +207,7 @@ class _Meter:
                 break
         return result[:MOST_GRAMS]
 
-    def _variety(self, group: _Sample, grams: Sequence[Sequence[tuple[str, ...]]], sizes: Sequence[int]) -> Variety:
+    def _variety(self, group: Sample, grams: Sequence[Sequence[tuple[str, ...]]], sizes: Sequence[int]) -> Variety:
         exact = round(1 - len(group.ids) / group.having, 3)
         if len(group.ids) < FEWEST_TEXTS:
             return Variety(rows=group.rows, texts=len(group.ids), exact=exact)
@@ -323,9 +255,9 @@ def _roles(given: Array) -> Iterator[tuple[Role, Array]]:
             yield role, mine
 
 
-def _meter(texts: pl.DataFrame, vectors: _Vectors | None, toxicity: bool) -> _Meter:
-    column = texts.get_column("text")
-    ids, given = texts.get_column("id").to_list(), texts.get_column("given").to_numpy()
+def _meter(found: pl.DataFrame, vectors: _Vectors | None, toxicity: bool) -> _Meter:
+    column = found.get_column("text")
+    ids, given = found.get_column("id").to_list(), found.get_column("given").to_numpy()
     if vectors:
         try:
             for role, mine in _roles(given):
