@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ from datakit.synthesis.request_cache import RequestCache
 class StepDesk:
     """What engines ask and report to (engines.Desk). `spent` is what the whole build has spent so far.
 
-    `told` is called with the number of requests that are answered, each time it changes.
+    `told` is called with the number of requests that are answered, each time it changes. `asking_seconds` leave out the loading
+    of a model.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class StepDesk:
         self._refusal: str | None = None
         self.sent = 0
         self.from_cache = 0
+        self.asking_seconds = 0.0
 
     def may_ask(self, count: int) -> bool:
         spent = replace(self._spent, requests=self._spent.requests + self._on_the_way)
@@ -72,7 +75,9 @@ class StepDesk:
         missing = {batch[0].key: batch for batch in batches if any(request.key not in known for request in batch)}
         del known
         if missing:
+            started, loading = time.monotonic(), engine.loading_seconds
             engine.ask(list(missing.values()), self)
+            self.asking_seconds += time.monotonic() - started - (engine.loading_seconds - loading)
         answers = self._cache.answers(keys)
         if len(answers) < len(keys):
             raise BudgetExceeded(

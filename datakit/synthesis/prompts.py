@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -226,8 +227,19 @@ def written(items: Sequence[Mapping[str, str]], fields: Sequence[str], structure
     return "\n\n".join("\n".join(f"{name.capitalize()}: {item[name]}" for name in fields) for item in items)
 
 
-def schema(queries: int, fields: Sequence[str] = (), choices: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON schema of an answer with so many texts, or objects of such fields."""
+def ending(conversation: Conversation) -> re.Pattern[str]:
+    """Where a plain answer has all that was asked for: after the line with the last number, or the last field; or any line."""
+    count, fields = conversation.queries, conversation.fields
+    if not fields:
+        return re.compile(rf"^\W*{count}\s*[.):].*\S.*\n", re.MULTILINE)
+    if len(fields) == count == 1:
+        return re.compile(r"[^:\s][ \t]*\n")
+    return re.compile(rf"(?:^\W*{fields[-1]}\W*:.*\S.*\n(?:.*\n)*?){{{count}}}", re.MULTILINE | re.IGNORECASE)
+
+
+def schema(conversation: Conversation) -> dict[str, Any]:
+    """The JSON schema of an answer."""
+    queries, fields, choices = conversation.queries, conversation.fields, conversation.choices
     text: dict[str, Any] = {"type": "string"}
     if fields:
         values = {"score": {"type": "number"}, "label": {"type": "string", "enum": list(choices)} if choices else text}

@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import json
 import logging
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -229,3 +230,52 @@ def test_a_build_with_a_third_of_all_attempts_failing_equals_one_without(tmp_pat
     for kind in ("connection", "timeout"):
         assert counted[kind] >= made[kind]
     assert set(run_facts(sound)["failed_attempts"]) <= {"connection", "timeout"}
+
+
+def answer_of(message: dict[str, Any], finish: str = "stop", **more: Any) -> bytes:
+    """A body with this message."""
+    return json.dumps({"choices": [{"index": 0, "finish_reason": finish, "message": message}], **more}).encode()
+
+
+def test_what_a_model_thinks_is_no_part_of_its_answer(caplog: pytest.LogCaptureFixture) -> None:
+    usage = {"usage": {"prompt_tokens": 5, "completion_tokens": 70, "completion_tokens_details": {"reasoning_tokens": 60}}}
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "1. so"}]
+    bodies = {
+        "Say 0.": answer_of({"role": "assistant", "content": "1. so", "reasoning_content": "1. hm"}, **usage),
+        "Say 1.": answer_of({"role": "assistant", "content": "1. so", "reasoning": "1. hm"}, **usage),
+        "Say 2.": answer_of({"role": "assistant", "content": parts}, **usage),
+    }
+    with serving(lambda number, body: Fault(body=bodies[body["messages"][0]["content"]])) as server:
+        desk = ask(server, count=3)
+    assert set(desk.answers.values()) == {Answer("1. so", "stop", 5, 70)}
+    assert not desk.failures
+    assert "no tokens are left" not in caplog.text
+
+
+def test_a_model_that_only_thinks_gives_an_empty_answer_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    body = answer_of({"role": "assistant", "content": None, "reasoning_content": "hm, hm"}, "length", usage=None)
+    with serving(lambda number, _: Fault(body=body)) as server, caplog.at_level(logging.WARNING):
+        desk = ask(server, count=4)
+    assert [(answer.text, answer.finish_reason) for answer in desk.answers.values()] == [("", "length")] * 4
+    assert sum("no tokens are left to answer" in record.message for record in caplog.records) == 1
+
+
+def test_fields_that_a_server_does_not_know_can_be_left_out() -> None:
+    left_out = {"max_tokens": None, "temperature": None, "top_p": None, "max_completion_tokens": 64, "reasoning_effort": "low"}
+    with serving() as server:
+        ask(server, extra_body=left_out)
+        (body,) = server.bodies
+    assert body == {
+        "model": "m", "messages": [{"role": "user", "content": "Say 0."}], "max_completion_tokens": 64, "reasoning_effort": "low",
+    }  # fmt: skip
+
+
+def test_more_requests_than_a_client_keeps_connections_for_are_on_the_way_at_once() -> None:
+    together = threading.Barrier(130)
+
+    def script(number: int, body: dict[str, Any]) -> None:
+        together.wait(timeout=30)
+
+    with serving(script) as server:
+        assert len(ask(server, count=260, concurrency=130, timeout=40).answers) == 260
+        assert server.most_at_once == 130

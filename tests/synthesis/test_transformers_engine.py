@@ -19,7 +19,8 @@ from datakit.errors import UserError
 from datakit.recipe import TransformersEngine
 from datakit.step import Output, Step
 from datakit.synthesis.engines import Answer, Conversation, Message, make
-from datakit.synthesis.engines.transformers import Enough, load
+from datakit.synthesis.engines.transformers import Enough, _inputs, generate, load
+from datakit.synthesis.prompts import ending
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
 
@@ -145,6 +146,20 @@ def test_temperature_zero_is_greedy(tiny_model: Path) -> None:
     assert [answer for _, answer in first.batches[0]] == [answer for _, answer in second.batches[0]]
 
 
+def test_a_beginning_that_is_shared_changes_no_answer(tiny_model: Path) -> None:
+    """Four conversations of two beginnings, against each of them alone, where nothing is shared and nothing padded."""
+    engine = TransformersEngine.model_validate(config(tiny_model, temperature=0, max_tokens=24).model_dump())
+    loaded = load("e", engine)
+    asked = [
+        Conversation((Message("system", "be " + "very " * (number % 2) + "kind"), Message("user", "tell " * (number + 1))), 3)
+        for number in range(4)
+    ]
+    inputs = _inputs(loaded, asked)
+    assert "past_key_values" in inputs
+    assert "past_key_values" not in _inputs(loaded, asked[:1])
+    assert generate(loaded, engine, asked, 0) == [generate(loaded, engine, [alone], 0)[0] for alone in asked]
+
+
 def test_tokens_and_ends_are_counted(tiny_model: Path) -> None:
     engine = make("e", config(tiny_model, max_tokens=16), "d", 0)
     kept = Kept()
@@ -161,7 +176,7 @@ def test_an_answer_ends_after_the_last_line_that_was_asked_for(tiny_model: Path)
     tokenizer = load("e", config(tiny_model)).tokenizer
     text = "Here are 3:\n1. a\n2. b\n3. c\nAnd now for something"
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    enough = Enough(tokenizer, 5, [3, 2])
+    enough = Enough(tokenizer, 5, [ending(Conversation((), count)) for count in (3, 2)])
     ends = []
     for length in range(1, len(tokens) + 1):
         row = [0] * 5 + tokens[:length]

@@ -25,10 +25,16 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is said to a model, and how many questions it is asked for."""
+    """What is said to a model, and how many texts it is asked for.
+
+    `fields` are what each of them consists of, such as a positive and a negative; none where the answer is a numbered list.
+    `choices` are the values that its one field may have, where they are given.
+    """
 
     messages: tuple[Message, ...]
     queries: int
+    fields: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def as_dicts(self) -> list[dict[str, str]]:
         return [{"role": message.role, "content": message.content} for message in self.messages]
@@ -75,7 +81,9 @@ class Desk(Protocol):
 
 
 class Engine(Protocol):
-    """A language model, wherever it runs."""
+    """A language model, wherever it runs. `loading_seconds` are those that its model took to load so far; none for a server."""
+
+    loading_seconds: float
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
         """The conversations as requests, in the batches that they are asked in."""
@@ -93,7 +101,20 @@ class Engine(Protocol):
 def request_key(identity: Mapping[str, Any], conversation: Conversation, **more: Any) -> str:
     """The digest of everything that decides an answer: the engine's identity, what is said, and what else the engine names."""
     parts = {"engine": identity, "messages": conversation.as_dicts(), "queries": conversation.queries, **more}
+    if conversation.fields:
+        parts |= {"fields": conversation.fields, "choices": conversation.choices}
     return digest("request", json.dumps(parts, sort_keys=True, ensure_ascii=False))
+
+
+def speed_digest(engine: AnyEngine) -> str:
+    """Says whether two engines may be taken for equally fast: the same model at the same server, or in process alike."""
+    names = {"type", "model", "revision", "base_url", "gguf", "dtype"}
+    return digest("speed", json.dumps(engine.model_dump(mode="json", include=names), sort_keys=True))
+
+
+def at_once(engine: AnyEngine) -> int:
+    """Requests that are answered at the same time."""
+    return engine.concurrency if isinstance(engine, OpenAIEngine) else engine.batch_size
 
 
 def engine_packages(engine: AnyEngine) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any
 
 import openai
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE, CONNECT_TIMEOUT = 0.5, 30.0, 10.0
 # Attempts at a server that has not answered anything yet: a wrong address should not cost minutes.
 FIRST_CONTACT_ATTEMPTS = 3
+# A client looks through all its connections for each request, and keeps no more than a hundred of them.
+WORKERS_OF_A_CLIENT = 64
 # 408 and 409 say "again", 429 "later"; 5xx may pass.
 RATE_LIMITED, SERVER_ERROR, CONNECTION, TIMEOUT, MALFORMED = "rate_limited", "server_error", "connection", "timeout", "malformed"
 _AGAIN = {408: TIMEOUT, 409: SERVER_ERROR, 429: RATE_LIMITED}
@@ -46,8 +49,10 @@ class OpenAIChat:
         self.name = name
         self.config = config
         self.identity = identity
+        self.loading_seconds = 0.0
         self._reached = False
         self._usage_missing = False
+        self._only_thought = False
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
         return [
@@ -80,10 +85,16 @@ class OpenAIChat:
                     stop.set()
 
         limits = openai.Timeout(self.config.timeout, connect=min(CONNECT_TIMEOUT, self.config.timeout))
-        client = openai.AsyncOpenAI(base_url=self.config.base_url, api_key=key, max_retries=0, timeout=limits)
-        async with client, asyncio.TaskGroup() as group:
-            for _ in range(self.config.concurrency):
-                group.create_task(work(client))
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(
+                    openai.AsyncOpenAI(base_url=self.config.base_url, api_key=key, max_retries=0, timeout=limits)
+                )
+                for _ in range(0, self.config.concurrency, WORKERS_OF_A_CLIENT)
+            ]
+            async with asyncio.TaskGroup() as group:
+                for number in range(self.config.concurrency):
+                    group.create_task(work(clients[number // WORKERS_OF_A_CLIENT]))
         if errors:
             raise errors[0]
 
@@ -111,7 +122,8 @@ class OpenAIChat:
         try:
             # The client's own limit is on each read; a server that trickles would never meet it.
             async with asyncio.timeout(self.config.timeout):
-                response = await client.chat.completions.create(**self._body(conversation))
+                # The library's own typed call takes half of its time to check the body and to build objects of the answer.
+                answer = await client.post("/chat/completions", cast_to=bytes, body=self._body(conversation))
         except (TimeoutError, openai.APITimeoutError) as error:
             if type(error.__cause__).__name__ == "ConnectTimeout":
                 raise Failed(CONNECTION, "the connection is not accepted") from error
@@ -124,11 +136,11 @@ class OpenAIChat:
             if kind is None or error.code == "insufficient_quota":
                 raise self._refused(error) from error
             raise Failed(kind, _message(error), _retry_after(error.response.headers)) from error
-        except (json.JSONDecodeError, UnicodeDecodeError, openai.APIError) as error:
+        except openai.APIError as error:
             self._reached = True
             raise Failed(MALFORMED, f"the body is no answer: {error}") from error
         self._reached = True
-        return self._read(response, conversation)
+        return self._read(answer, conversation)
 
     def _body(self, conversation: Conversation) -> dict[str, Any]:
         config = self.config
@@ -140,31 +152,36 @@ class OpenAIChat:
             "max_tokens": config.max_tokens,
         }
         if config.structured == "json_schema":
-            wanted = {"name": "queries", "strict": True, "schema": prompts.schema(conversation.queries)}
+            wanted = {"name": "queries", "strict": True, "schema": prompts.schema(conversation)}
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
-        for field in [name for name, value in config.extra_body.items() if value is None]:
-            body.pop(field, None)
-        return {**body, "extra_body": {name: value for name, value in config.extra_body.items() if value is not None}}
+        return {name: value for name, value in {**body, **config.extra_body}.items() if value is not None}
 
-    def _read(self, response: Any, conversation: Conversation) -> Answer:
-        """The answer in a response. Servers send what they like, so nothing is taken for granted."""
-        choices = getattr(response, "choices", None)
+    def _read(self, body: bytes, conversation: Conversation) -> Answer:
+        """The answer in a body. Servers send what they like, so nothing is taken for granted."""
+        try:
+            response = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Failed(MALFORMED, f"the body is no JSON: {error}") from error
+        choices = _member(response, "choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
-        message = getattr(choice, "message", None)
-        if message is None:
+        message = _member(choice, "message")
+        if not isinstance(message, dict):
             raise Failed(MALFORMED, "the answer has no choices")
-        text = getattr(message, "content", None) or ""
-        if not isinstance(text, str):
+        text = _text(message.get("content"))
+        if text is None:
             raise Failed(MALFORMED, "the content of the answer is no text")
-        usage = getattr(response, "usage", None)
-        prompt, completion = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+        thought = message.get("reasoning_content") or message.get("reasoning")
+        if not text and thought and not self._only_thought:
+            log.warning("%s: the model thinks, and no tokens are left to answer. Raise 'max_tokens', or turn it off.", self.name)
+            self._only_thought = True
+        usage = _member(response, "usage")
+        prompt, completion = _member(usage, "prompt_tokens"), _member(usage, "completion_tokens")
         if not isinstance(prompt, int) or not isinstance(completion, int):
             if not self._usage_missing:
                 log.warning("%s: the server tells no tokens; they are counted as a quarter of the characters.", self.name)
             self._usage_missing = True
             prompt, completion = sum(len(turn.content) for turn in conversation.messages) // 4, len(text) // 4
-        cut = getattr(choice, "finish_reason", None) == "length"
-        return Answer(text, "length" if cut else "stop", prompt, completion)
+        return Answer(text, "length" if _member(choice, "finish_reason") == "length" else "stop", prompt, completion)
 
     def _refused(self, error: openai.APIStatusError) -> UserError:
         return UserError(
@@ -216,6 +233,20 @@ async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _text(content: Any) -> str | None:
+    """The text of a content: a string, nothing, or parts, of which those of type "text" count; None where it is none of these."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        return None
+    texts = [part.get("text") for part in content if part.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _message(error: openai.APIStatusError) -> str:

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from datakit.assets import locate
 from datakit.errors import UserError
 from datakit.recipe import TransformersEngine
+from datakit.synthesis import prompts
 from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
 from datakit.synthesis.engines.batches import fixed_batches, seed_of
 
@@ -37,6 +39,7 @@ class TransformersChat:
         self.config = config
         self.identity = identity
         self._loaded: Loaded | None = None
+        self.loading_seconds = 0.0
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
         return fixed_batches(self.identity, conversations, self.config.batch_size)
@@ -46,7 +49,9 @@ class TransformersChat:
             if not desk.may_ask(len(batch)):
                 return
             if self._loaded is None:
+                started = time.monotonic()
                 self._loaded = load(self.name, self.config)
+                self.loading_seconds += time.monotonic() - started
             answers = generate(self._loaded, self.config, [request.conversation for request in batch], seed_of(batch))
             desk.answered([(request.key, answer) for request, answer in zip(batch, answers, strict=True)])
 
@@ -123,19 +128,14 @@ def generate(loaded: Loaded, config: TransformersEngine, conversations: Sequence
     import torch
     from transformers import StoppingCriteriaList
 
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     tokenizer, model = loaded.tokenizer, loaded.model
-    texts = [
-        tokenizer.apply_chat_template(conversation.as_dicts(), tokenize=False, add_generation_prompt=True)
-        for conversation in conversations
-    ]
-    # The template writes the special tokens.
-    inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+    inputs = _inputs(loaded, conversations)
     width = inputs["input_ids"].shape[1]
     sampling: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:
         sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
-    enough = Enough(tokenizer, width, [conversation.queries for conversation in conversations])
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    enough = Enough(tokenizer, width, [prompts.ending(conversation) for conversation in conversations])
     torch.manual_seed(seed)
     with torch.inference_mode():
         output = model.generate(
@@ -158,6 +158,55 @@ def generate(loaded: Loaded, config: TransformersEngine, conversations: Sequence
     return answers
 
 
+def _inputs(loaded: Loaded, conversations: Sequence[Conversation]) -> dict[str, Any]:
+    """What `generate` takes for a batch. What comes before the last message is read once for all conversations that share it.
+
+    The cache of the shared beginnings is spread over the rows, and the last messages come after it, both padded on the left.
+    """
+    import torch
+
+    tokenizer, model = loaded.tokenizer, loaded.model
+    wholes = [
+        tokenizer.apply_chat_template(each.as_dicts(), tokenize=False, add_generation_prompt=True) for each in conversations
+    ]
+    beginnings = [_beginning(tokenizer, each, whole) for each, whole in zip(conversations, wholes, strict=True)]
+    distinct = list(dict.fromkeys(beginnings))
+
+    def tokens(texts: Sequence[str]) -> Any:
+        # The template writes the special tokens.
+        return tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+
+    if "" in distinct or 2 * len(distinct) > len(beginnings):
+        return dict(tokens(wholes))
+    rows = torch.tensor([distinct.index(beginning) for beginning in beginnings], device=model.device)
+    shared = tokens(distinct)
+    own = tokens([whole[len(beginning) :] for whole, beginning in zip(wholes, beginnings, strict=True)])
+    with torch.inference_mode():
+        places = (shared["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        cache = model(**shared, position_ids=places, use_cache=True, logits_to_keep=1).past_key_values
+    cache.reorder_cache(rows)
+    return {
+        "input_ids": torch.cat([shared["input_ids"][rows], own["input_ids"]], dim=1),
+        "attention_mask": torch.cat([shared["attention_mask"][rows], own["attention_mask"]], dim=1),
+        "past_key_values": cache,
+    }
+
+
+def _beginning(tokenizer: Any, conversation: Conversation, whole: str) -> str:
+    """A conversation without its last message, as its template begins; "" where that is no beginning that can be cut off."""
+    messages = conversation.as_dicts()[:-1]
+    if not messages:
+        return ""
+    beginning: str = tokenizer.apply_chat_template(messages, tokenize=False)
+    return beginning if whole.startswith(beginning) and _stands_alone(tokenizer, whole, len(beginning)) else ""
+
+
+def _stands_alone(tokenizer: Any, text: str, place: int) -> bool:
+    """Whether the tokens of a text are those of its two parts."""
+    ids = tokenizer([text, text[:place], text[place:]], add_special_tokens=False)["input_ids"]
+    return bool(ids[0] == ids[1] + ids[2])
+
+
 def _ends(model: Any, tokenizer: Any) -> set[int]:
     """The tokens that end an answer, and the one that fills the rest of its row."""
     ends = model.generation_config.eos_token_id
@@ -165,15 +214,15 @@ def _ends(model: Any, tokenizer: Any) -> set[int]:
 
 
 class Enough:
-    """Ends an answer after the last line that was asked for: small models would go on and on."""
+    """Ends an answer when its pattern is found, after the last line that was asked for: small models would go on and on."""
 
-    def __init__(self, tokenizer: Any, width: int, queries: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, width: int, endings: Sequence[re.Pattern[str]]) -> None:
         self.tokenizer = tokenizer
         self.width = width
-        self.last_lines = [re.compile(rf"^\W*{count}\s*[.):].*\S.*\n", re.MULTILINE) for count in queries]
-        self.done = [False] * len(queries)
+        self.endings = endings
+        self.done = [False] * len(endings)
         # Tokens of each answer that was ended here; 0 for the others.
-        self.lengths = [0] * len(queries)
+        self.lengths = [0] * len(endings)
         self._breaks: dict[int, bool] = {}
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
@@ -182,7 +231,7 @@ class Enough:
         for number, token in enumerate(input_ids[:, -1].tolist()):
             if self.done[number] or not self._has_line_break(token):
                 continue
-            if self.last_lines[number].search(self.tokenizer.decode(input_ids[number, self.width :], skip_special_tokens=True)):
+            if self.endings[number].search(self.tokenizer.decode(input_ids[number, self.width :], skip_special_tokens=True)):
                 self.done[number] = True
                 self.lengths[number] = input_ids.shape[1] - self.width
         return torch.tensor(self.done, device=input_ids.device)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datakit.assets import locate
 from datakit.errors import MissingExtra, UserError
 from datakit.recipe import VllmEngine
+from datakit.synthesis import prompts
 from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
 from datakit.synthesis.engines.batches import fixed_batches, seed_of
 
@@ -27,6 +29,7 @@ class VllmChat:
         self.config = config
         self.identity = identity
         self._model: Any = None
+        self.loading_seconds = 0.0
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
         return fixed_batches(self.identity, conversations, self.config.batch_size)
@@ -36,7 +39,9 @@ class VllmChat:
             if not desk.may_ask(len(batch)):
                 return
             if self._model is None:
+                started = time.monotonic()
                 self._model = load(self.name, self.config)
+                self.loading_seconds += time.monotonic() - started
             answers = generate(self._model, self.config, [request.conversation for request in batch], seed_of(batch))
             desk.answered([(request.key, answer) for request, answer in zip(batch, answers, strict=True)])
 
@@ -83,8 +88,7 @@ def generate(model: Any, config: VllmEngine, conversations: Sequence[Conversatio
             top_p=config.top_p,
             max_tokens=config.max_tokens,
             seed=(seed + number) % 2**31,
-            # A line more than was asked for: small models would go on and on.
-            stop=[f"\n{conversation.queries + 1}."],
+            **_form(config, conversation),
         )
         for number, conversation in enumerate(conversations)
     ]
@@ -95,3 +99,15 @@ def generate(model: Any, config: VllmEngine, conversations: Sequence[Conversatio
         reason = "length" if completion.finish_reason == "length" else "stop"
         answers.append(Answer(completion.text, reason, len(output.prompt_token_ids or ()), len(completion.token_ids)))
     return answers
+
+
+def _form(config: VllmEngine, conversation: Conversation) -> dict[str, Any]:
+    """What holds an answer to its form."""
+    if config.structured == "lines":
+        if conversation.fields:
+            return {}
+        # A line more than was asked for: small models would go on and on.
+        return {"stop": [f"\n{conversation.queries + 1}."]}
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return {"structured_outputs": StructuredOutputsParams(json=prompts.schema(conversation))}
