@@ -27,6 +27,11 @@ def files(path: Path | str | list[Path], columns: dict[str, Any] | None = None, 
     return FilesSource.model_validate({"type": "files", "path": paths, "columns": columns or PAIRS, **options})
 
 
+def shaped(path: Path | str, *reshape: dict[str, Any], **options: Any) -> FilesSource:
+    """Files whose records are grouped, without columns of their own."""
+    return FilesSource.model_validate({"type": "files", "path": str(path), "reshape": list(reshape), **options})
+
+
 def step(source: AnySource, cache: Path, *, documents: bool = False, shard_rows: int = 1000, **options: Any) -> Step:
     make = documents_step if documents else read_step
     entry = options.get("entry", ENTRY)
