@@ -58,13 +58,17 @@ def build(
 
 
 @app.command()
-def plan(recipe: RecipeFile) -> None:
-    """Show what a build would do: which steps are cached, which will run, how many LLM requests and about how many tokens."""
-    from datakit.planning import planned_table
+def plan(
+    recipe: RecipeFile,
+    pairs: Annotated[str | None, typer.Option(help="What so many synthesised pairs would take, such as 100M.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs behind the engines, for the GPU hours.")] = 1,
+) -> None:
+    """Show what a build would do: which steps are cached, how many LLM requests, tokens and hours, and how much storage."""
+    from datakit.planning import count, report
     from datakit.recipe import Recipe
     from datakit.recipe_file import load_model
 
-    out.print(planned_table(load_model(recipe, Recipe)))
+    out.print(report(load_model(recipe, Recipe), None if pairs is None else count(pairs), gpus))
 
 
 @app.command()
@@ -108,6 +112,15 @@ def explain(
 
 
 @app.command()
+def diversity(build: BuildPath) -> None:
+    """Show how varied the texts are that models wrote, by category and persona."""
+    from datakit.opened import open_build
+    from datakit.publish.diversity import table
+
+    out.print(table(open_build(build)))
+
+
+@app.command()
 def diff(a: BuildPath, b: BuildPath) -> None:
     """Tell what changed between two builds: recipe, models, rows."""
     from datakit.diff import diff as difference
@@ -117,16 +130,45 @@ def diff(a: BuildPath, b: BuildPath) -> None:
 
 
 @app.command()
+def categories(
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Shows all that is known of these.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only this family, such as medical.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task, such as retrieval.")] = None,
+    language: Annotated[str | None, typer.Option(help="Only with this language (BCP 47), such as de.")] = None,
+    public: Annotated[bool | None, typer.Option("--public/--synthesis-only", help="With public sources, or without.")] = None,
+    search: Annotated[str | None, typer.Option(help="Only with these words in the key, description or instruction.")] = None,
+    registry: Annotated[list[str] | None, typer.Option(help="A registry file of your own, besides that of datakit.")] = None,
+) -> None:
+    """List the categories of the registry, or show some of them."""
+    from datakit import categories as shown
+    from datakit.registry import load
+
+    entries = load(registry or [])
+    for key in keys or []:
+        out.print(shown.details(shown.find(entries, key)))
+    if not keys:
+        chosen = shown.chosen(entries, family=family, task=task, language=language, public=public, search=search)
+        out.print(shown.table(chosen))
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("mixture.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    categories: Annotated[str | None, typer.Option(help="Keys of the registry, with commas between them.")] = None,
 ) -> None:
-    """Write a commented recipe to start from."""
+    """Write a commented recipe to start from, of categories of the registry if you like."""
     from importlib import resources
+
+    from datakit.categories import recipe_text
+    from datakit.registry import load
 
     if path.exists() and not force:
         raise UserError(f"'{path}' is there already. Give another name, or --force to write over it.")
-    path.write_text((resources.files("datakit") / "starter.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    text = (resources.files("datakit") / "starter.yaml").read_text(encoding="utf-8")
+    if categories is not None:
+        text = recipe_text(text, load(), [key.strip() for key in categories.split(",") if key.strip()])
+    path.write_text(text, encoding="utf-8")
     out.print(f"Wrote {path}. Next: datakit validate {path}; datakit plan {path}; datakit build {path}", highlight=False)
 
 
