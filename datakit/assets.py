@@ -42,11 +42,18 @@ class Assets:
         self._changed = False
 
     def digest(self, name: str, revision: str | None = None) -> str:
-        """The digest of a file, or of a folder with all in it; of the name and revision for what is not on this machine."""
+        """The digest of a file, or of a folder with all in it; of the name and revision for what is not on this machine.
+
+        Hidden files do not count: downloads leave the time of the download in them.
+        """
         path = locate(name)
         if os.path.isdir(path):
-            files = sorted(file for file in Path(path).rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-            parts = [f"{file.relative_to(path)}={self._file(str(file))}" for file in files]
+            names = [(file, file.relative_to(path)) for file in sorted(Path(path).rglob("*")) if file.is_file()]
+            parts = [
+                f"{name}={self._file(str(file))}"
+                for file, name in names
+                if not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+            ]
             return storage.bytes_digest("\n".join(parts).encode())
         if os.path.isfile(path):
             return self._file(path)

@@ -63,6 +63,7 @@ class Columns(Model):
     document: Column | None = Field(None, description="The text that synthesis asks questions about.")
     document_id: Column | None = Field(None, description="Groups rows of one document, for the split. Default: the positive.")
     title: Column | None = Field(None, description="Of a document.")
+    domain: Column | None = Field(None, description="Of a document: its subject, which `synthesis.quota` goes by.")
     score: Column | None = Field(None, description="Graded similarity, a number.")
     label: Column | None = Field(None, description="Class, for classification and clustering.")
     language: Column | None = None
@@ -316,7 +317,7 @@ class BeirSource(Source):
     split: str = "train"
     revision: str | None = None
     judgements: str = Field("default", description="On the Hub: the configuration that holds the judgements.")
-    min_score: float = Field(1, description="Least score of a positive.")
+    min_score: float = Field(1.0, description="Least score of a positive.")
 
 
 class ParallelSource(Source):

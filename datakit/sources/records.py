@@ -183,7 +183,7 @@ class PairMapper:
         return Mapped(values, refusal)
 
 
-PASSAGE = ("document_id", "language", "title", "text")
+PASSAGE = ("document_id", "language", "title", "domain", "text")
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class PassageMapper:
     _texts: dict[str, Getter] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("document_id", "language", "title", "document"):
+        for name in ("document_id", "language", "title", "domain", "document"):
             column = getattr(self.columns, name)
             if column is not None:
                 self._texts[name] = getter(column)
@@ -212,7 +212,8 @@ class PassageMapper:
             assert self.columns.document is not None
             refusal = _empty("document", self.columns.document)
         language = texts.get("language") or self.language
-        return Mapped((texts.get("document_id"), language, texts.get("title"), texts.get("document")), refusal)
+        values = (texts.get("document_id"), language, texts.get("title"), texts.get("domain"), texts.get("document"))
+        return Mapped(values, refusal)
 
 
 def _empty(name: str, column: Column) -> Unreadable:

@@ -185,7 +185,7 @@ class ShardWriter:
         return result
 
     def _write_documents(self, rows: _Rows) -> None:
-        own_ids, languages, titles, texts = zip(*rows.rows, strict=True)
+        own_ids, languages, titles, domains, texts = zip(*rows.rows, strict=True)
         count = len(rows.rows)
         namespace = self._facts.namespace
         columns = {
@@ -199,6 +199,7 @@ class ShardWriter:
             "source": self._repeated("source", count),
             "language": pa.array(languages, pa.string()),
             "title": pa.array(titles, pa.string()),
+            "domain": pa.array(domains, pa.string()),
             "text": pa.array(texts, pa.string()),
         }
         name = f"documents-{len(self._document_files):03d}.parquet"
@@ -257,7 +258,7 @@ def _characters(values: tuple[Any, ...]) -> int:
 
 def _as_pair(passage: tuple[Any, ...]) -> tuple[Any, ...]:
     """The fields PAIR of a refused passage: its text stands where the positive would."""
-    document_id, language, _, text = passage
+    document_id, language, _, _, text = passage
     return (None, text, None, document_id, None, None, language, language)
 
 

@@ -19,9 +19,7 @@ from datakit.sources.read import read_step
 from datakit.step import Step
 
 SOURCES = [(entry, public.source) for entry in registry.load().values() for public in entry.sources]
-PUBLIC = pytest.mark.parametrize(
-    ("entry", "source"), SOURCES, ids=[f"{entry.key}:{origin(source)}" for entry, source in SOURCES]
-)
+PUBLIC = pytest.mark.parametrize(("entry", "source"), SOURCES, ids=[f"{entry.key}:{origin(source)}" for entry, source in SOURCES])
 
 
 @pytest.fixture(autouse=True)
