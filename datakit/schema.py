@@ -77,6 +77,19 @@ REJECTED = pa.schema(
     metadata={"datakit.schema": str(SCHEMA_VERSION)},
 )
 
+# What a judge said of a row: a score from 1 to 5, null where its answer had none. `kept` says whether the row passed that judge.
+JUDGED = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("query", pa.string()),
+        pa.field("positive", pa.string()),
+        pa.field("criterion", pa.string(), nullable=False),
+        pa.field("score", pa.float32()),
+        pa.field("kept", pa.bool_(), nullable=False),
+    ]
+)
+
 # A document is what synthesis reads: a passage, before anybody has asked a question about it.
 DOCUMENT = pa.schema(
     [
@@ -85,6 +98,7 @@ DOCUMENT = pa.schema(
         pa.field("source", pa.string()),
         pa.field("language", pa.string()),
         pa.field("title", pa.string()),
+        pa.field("domain", pa.string()),
         pa.field("text", pa.string(), nullable=False),
     ]
 )

@@ -20,6 +20,14 @@ WORDS: dict[str, tuple[str, str]] = {
     "not_a_number": ("A field that must be a number is none.", ""),
     "invalid_python": ("The source of the module cannot be read as Python.", ""),
     "control_characters": ("A text has control characters, which no text needs.", ""),
+    # texts that speak to the model that reads them
+    "injection_override": ("The text tells a model to put its instructions aside.", ""),
+    "injection_role": ("The text has tokens of a chat, or gives a model a new role.", ""),
+    "injection_format": ("The text tells a model what to answer, or how.", ""),
+    "injection_exfiltration": ("The text asks a model for its prompt, or for secrets.", ""),
+    "injection_fence": ("The text pretends to be over, so that what follows looks like instructions.", ""),
+    "injection_hidden": ("The text hides instructions for a model.", ""),
+    "injection_foreign": ("The text tells a model, in another language, to put its instructions aside.", ""),
     # length
     "query_too_short": ("The query is too short.", "length {value}, and at least {threshold} is asked for"),
     "query_too_long": ("The query is too long.", "length {value}, and at most {threshold} is allowed"),
@@ -40,6 +48,13 @@ WORDS: dict[str, tuple[str, str]] = {
     "prompt_leak": ("The query repeats words of the prompt that it was written for.", ""),
     "query_is_positive": ("The query is the document itself, or most of it.", "{value} of it"),
     "not_retrieved": ("The query does not find its own document.", "rank {value}, and {threshold} or better is asked for"),
+    "judged_irrelevant": (
+        "A judge finds that the document does not match the query.",
+        "score {value}, and {threshold} is asked for",
+    ),
+    "judged_poor": ("A judge finds that the row is not worth learning from.", "score {value}, and {threshold} is asked for"),
+    "judge_injection": ("A text of the row gives instructions to the model that reads it.", ""),
+    "judge_unparsable": ("The judge's answer has no score.", ""),
     # duplicates and evaluation sets
     "exact_duplicate": ("Another row says the same.", ""),
     "near_duplicate": ("Another row says nearly the same.", "similarity {value}, and {threshold} makes a duplicate"),

@@ -111,6 +111,25 @@ class RoundTripFilter(Model):
     top_k: int = Field(20, ge=1)
 
 
+class JudgeFilter(Model):
+    """A language model scores each row from 1 to 5. Reasons: judged_irrelevant, judged_poor, judge_injection, judge_unparsable.
+
+    relevance: does the positive match the query, under the instruction of the row? Rows that have a graded `score` pass
+    unjudged: they may be a poor match on purpose. quality: would a careful person write this query, and is the positive worth
+    learning from? This fills `quality` with (score - 1) / 4.
+    """
+
+    type: Literal["judge"]
+    engine: str = Field(description="A judge repeats itself best at temperature 0.")
+    criterion: Literal["relevance", "quality"] = "relevance"
+    min_score: int = Field(3, ge=1, le=5, description="Rows below are rejected; 1 rejects none, and only gathers scores.")
+    rows: Literal["written", "all"] = Field("written", description="`written`: those that a model wrote.")
+    share: float = Field(1.0, gt=0, le=1, description="Judges this share of the rows, drawn by row_id. The others pass.")
+    unparsable: Literal["keep", "reject"] = Field("keep", description="What becomes of a row whose answer has no score.")
+    max_characters: int = Field(2000, ge=100, description="Of a longer text the judge sees the beginning.")
+    small_model: bool = Field(False, description="For models below about a billion parameters.")
+
+
 AnyFilter = Annotated[
-    LengthFilter | LanguageFilter | ToxicityFilter | QualityFilter | RoundTripFilter, Field(discriminator="type")
+    LengthFilter | LanguageFilter | ToxicityFilter | QualityFilter | RoundTripFilter | JudgeFilter, Field(discriminator="type")
 ]

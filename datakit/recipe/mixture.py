@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from datakit.recipe.fields import Model, Path, operational
-from datakit.recipe.filters import AnyFilter, Encoder, RoundTripFilter
+from datakit.recipe.filters import AnyFilter, Encoder, JudgeFilter, RoundTripFilter
 from datakit.recipe.rows import AnyDedup, Mixture, Negatives, Split
 from datakit.recipe.sources import AnySource, PythonDocsSource, TableSource
-from datakit.recipe.synthesis import AnyEngine, Budget, Synthesis, Writing
+from datakit.recipe.synthesis import AnyEngine, Budget, ClusterSelect, Synthesis, Writing
 
 
 class Task(Model):
@@ -49,6 +49,8 @@ class CategoryRecipe(Model):
             raise ValueError(
                 "'sources' is empty; give at least one, or 'public', or 'synthesis' with a prompt that needs no text"
             )
+        if not self.sources and self.synthesis and (self.synthesis.quota or isinstance(self.synthesis.select, ClusterSelect)):
+            raise ValueError("'quota' and 'select' are about texts that are read, and 'sources' is empty")
         for source in self.sources:
             if isinstance(source, PythonDocsSource):
                 documents = source.documents
@@ -59,6 +61,8 @@ class CategoryRecipe(Model):
                     "a source of documents needs 'synthesis', and synthesis needs sources of documents "
                     f"(here: documents {'yes' if documents else 'no'}, synthesis {'yes' if self.synthesis else 'no'})"
                 )
+            if self.synthesis and self.synthesis.quota and not (isinstance(source, TableSource) and source.mapping.domain):
+                raise ValueError("'quota' goes by the domains of documents: each source needs 'domain' in its columns")
         return self
 
 
@@ -91,9 +95,14 @@ class Recipe(Model):
         for name, category in self.categories.items():
             if category.synthesis:
                 used.append((f"categories.{name}.synthesis.engine", category.synthesis.engine, self.engines, "engines"))
+                select = category.synthesis.select
+                if isinstance(select, ClusterSelect):
+                    used.append((f"categories.{name}.synthesis.select.encoder", select.encoder, self.encoders, "encoders"))
         for number, item in enumerate(self.filters):
             if isinstance(item, RoundTripFilter):
                 used.append((f"filters.{number}.encoder", item.encoder, self.encoders, "encoders"))
+            if isinstance(item, JudgeFilter):
+                used.append((f"filters.{number}.engine", item.engine, self.engines, "engines"))
         if self.negatives and self.negatives.screen:
             used.append(("negatives.screen.encoder", self.negatives.screen.encoder, self.encoders, "encoders"))
         for place, name, known, where in used:

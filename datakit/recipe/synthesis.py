@@ -116,6 +116,43 @@ class Shares(Model):
         return self
 
 
+class RandomSelect(Model):
+    """Passages are drawn by the digests of their texts; a document gives its second when all have given their first."""
+
+    type: Literal["random"] = "random"
+
+
+class ClusterSelect(Model):
+    """Passages are drawn evenly from clusters of their vectors, so that no subject fills the set with its near copies."""
+
+    type: Literal["clusters"]
+    encoder: str
+    clusters: int | None = Field(None, ge=2, description="Default: one for each passage that is drawn, 1,024 at most.")
+    candidates: int | None = Field(
+        None, ge=1, description="Encodes only so many passages, drawn at random. Default: all; each takes 2 bytes a dimension."
+    )
+
+
+AnySelect = Annotated[RandomSelect | ClusterSelect, Field(discriminator="type")]
+
+
+class Quota(Model):
+    """How many of the passages come from each domain, as the column `domain` of a source of documents gives it."""
+
+    shares: dict[str, float] | Literal["equal"] = Field(
+        {}, description="By domain; what they leave of 1 is for the other domains, by their sizes. `equal`: the same for each."
+    )
+    floor: int = Field(0, ge=0, description="Least number of passages of each domain, as far as it has them.")
+
+    @model_validator(mode="after")
+    def _sums(self) -> Self:
+        if self.shares != "equal":
+            total = sum(self.shares.values())
+            if any(share < 0 for share in self.shares.values()) or total > 1 + 1e-6:
+                raise ValueError(f"shares of domains should be at least 0 and sum to 1 at most (here: {total:g})")
+        return self
+
+
 class Synthesis(Model):
     """Texts that a model writes as personas would. What is written follows the category, where the recipe does not say it."""
 
@@ -126,6 +163,8 @@ class Synthesis(Model):
         description="Number of passages, drawn over all documents. Default: all. Where nothing is read, the number of tasks that "
         "are thought of; default: 100.",
     )
+    select: AnySelect = Field(RandomSelect(), description="Which passages are drawn.")
+    quota: Quota | None = Field(None, description="How many passages are drawn of each domain. Default: as it comes.")
     min_words: int = Field(40, ge=1, description="A shorter passage is joined to its neighbour.")
     max_words: int = Field(160, ge=8, description="Passages end at a sentence or paragraph before this many words.")
     personas: Path | None = Field(
@@ -146,6 +185,13 @@ class Synthesis(Model):
     positive: str | None = Field(None, description="Default: the category's.")
     languages: list[str] | None = Field(None, description="BCP 47 codes of what is written. Default: the category's.")
     labels: list[str] | None = Field(None, description="Classes that a model may choose from. Default: the category's.")
+
+    @model_validator(mode="after")
+    def _number_to_select(self) -> Self:
+        for name, chosen in (("select", isinstance(self.select, ClusterSelect)), ("quota", self.quota is not None)):
+            if chosen and self.documents is None:
+                raise ValueError(f"'{name}' needs 'documents': how many passages are to be drawn")
+        return self
 
 
 class Budget(Model):

@@ -90,7 +90,7 @@ OVERRIDE = (
         rf"\b{_PUT_ASIDE} (?:all|any|every) (?:\w+ )?(?:instruction|prompt|directive|guideline)s?\b",
     ),
     rule(
-        "{aside} & everything|anything|all |whatever|what & above|preceding|so far|up to|until|prior|before|come|came|stands|goes|was|is|has|have|preced|you|i |i'",
+        "{aside} & everything|anything|all |whatever|what & above|preceding|so far|up to|until|prior|before|come|came|stands|goes|was|is|has|have|preced|you|i |i'|asked|asks|said|says|told|tells|wrote|want",
         rf"\b{_PUT_ASIDE} (?:absolutely |literally )?(?:everything|anything|all|whatever|what)(?: else)?(?: (?:that|which|text|content|written|stated|said|you see|you read|i said))? "
         r"(?:above|preceding|so far|up to (?:here|now|this point)|until (?:now|here|this point)|prior to this|before (?:this|now|here)"
         r"|(?:came|comes|stands|goes|was|is|has been|have been|precedes|preceded|preceding) (?:above|before|this|it|said|written|told|stated|asked|here|so far|earlier|previously)"
@@ -103,7 +103,7 @@ OVERRIDE = (
     ),
     rule(
         "ignore|disregard|forget & passage|document|article|your ",
-        rf"\b(?:ignore|disregard|forget) (?:about )?(?:(?:the|this) (?:rest of the )?(?:passage|document|article)|your (?:persona|role|training|programming|purpose|rules))(?= ?(?:[.,;!:]|and|then|instead|above|below|$))",
+        r"\b(?:ignore|disregard|forget) (?:about )?(?:(?:the|this) (?:rest of the )?(?:passage|document|article)|your (?:persona|role|training|programming|purpose|rules))(?= ?(?:[.,;!:]|and|then|instead|above|below|$))",
     ),
     rule(
         "{undo} & instruction|prompt|directive|guideline|order",
@@ -179,7 +179,7 @@ EXFILTRATION = (
     ),
     rule(
         "api key|secret|password|credential|access token|environment variables",
-        rf"(?<!not )(?<!never )(?<!n't )\b(?:reveal|print|output|leak|dump|expose|exfiltrate|include|append|embed|repeat|tell me) (?:\w+ ){{0,4}}?(?:your|all|any) (?:\w+ )?(?:api keys?|secret keys?|secrets|passwords?|credentials|access tokens?|environment variables)\b[^.\n]{{0,40}}\b(?:you|your|in (?:each|every|all|the))\b",
+        r"(?<!not )(?<!never )(?<!n't )\b(?:reveal|print|output|leak|dump|expose|exfiltrate|include|append|embed|repeat|tell me) (?:\w+ ){0,4}?(?:your|all|any) (?:\w+ )?(?:api keys?|secret keys?|secrets|passwords?|credentials|access tokens?|environment variables)\b[^.\n]{0,40}\b(?:you|your|in (?:each|every|all|the))\b",
     ),
     rule(
         "conversation|chat history|your|system prompt & send|post|forward|upload|submit|transmit|leak|exfiltrate|email",
@@ -196,7 +196,7 @@ FORMAT = (
     ),
     rule(
         "respon|reply|answer & with|using & only|just|exactly|nothing but|the",
-        r"\b(?:respond|reply|answer) (?:\w+ ){0,3}?(?:with|using) (?:only|just|exactly|nothing but|the (?:single |one |exact |following )*(?:word|phrase|sentence|string))\b(?! (?:a|one) (?:4|5|2|3)\d\d)",
+        rf"{_COMMAND}(?:respond|reply|answer) (?:\w+ ){{0,3}}?(?:with|using) (?:only|just|exactly)\b|\b(?:respond|reply|answer) (?:\w+ ){{0,3}}?(?:with|using) (?:nothing but|the (?:single |one |exact |following )*(?:word|phrase|sentence|string))\b",
     ),
     rule(
         "respond|reply|answer & {formats}",

@@ -11,12 +11,13 @@ from typing import Any
 
 from datakit import storage
 from datakit.assets import Assets
+from datakit.encoders import encode
 from datakit.errors import UserError
-from datakit.recipe import AnyEngine, Budget, OpenAIEngine, Synthesis
+from datakit.recipe import AnyEngine, Budget, Encoder, OpenAIEngine, Synthesis
 from datakit.registry import Category
 from datakit.step import Output, Step, Work, is_cached, load
 from datakit.synthesis import budget as budgets
-from datakit.synthesis import passages, request_cache, shares
+from datakit.synthesis import passages, request_cache, seeds, shares
 from datakit.synthesis.brainstorm import write_tasks
 from datakit.synthesis.desk import StepDesk, spent_on
 from datakit.synthesis.engines import Batch, Engine, at_once, engine_packages, make, speed_digest
@@ -60,11 +61,13 @@ def synthesise_step(
     shard_rows: int,
     earlier: Sequence[Step] = (),
     language: str | None = None,
+    encoder: Encoder | None = None,
 ) -> Step:
     """A step that asks `engine` what the category is written as, about passages of the documents of the step `documents`.
 
     Without documents the prompt has to be one that thinks of tasks first; `language` is that of their rows. `earlier` are the
-    synthesise steps that run before it in the same build: the budget is one for all of them. Raises a UserError for a file of
+    synthesise steps that run before it in the same build: the budget is one for all of them. `encoder` is the one that
+    `synthesis.select` names. Raises a UserError for a file of
     personas, a prompt or shares that are wrong, and for a budget that cannot be counted.
     """
     how = writing(entry, synthesis)
@@ -93,7 +96,7 @@ def synthesise_step(
     if isinstance(engine, OpenAIEngine):
         # A folder of that name on this machine is not what the server runs.
         model_digest = f"named:{engine.model}@{engine.revision or 'latest'}"
-    parameters = Synthesising(facts=facts, synthesis=synthesis, engine=engine, seed=seed, shard_rows=shard_rows)
+    parameters = Synthesising(facts=facts, synthesis=synthesis, engine=engine, seed=seed, shard_rows=shard_rows, encoder=encoder)
     # What is wrong with a prompt comes out here, and not after the documents were read.
     for wish in wishes(parameters, made_of, Passage("", "A text.", "", None, "en", None)):
         conversation(parameters, made_of, wish)
@@ -109,8 +112,9 @@ def synthesise_step(
             str(getattr(engine.model, "raw", engine.model)): model_digest,
             f"prompt {prompt.label}": prompt.digest,
             "personas": made_of.people_digest,
+            **({"encoder": assets.digest(encoder.model, encoder.revision)} if encoder else {}),
         },
-        packages=("jinja2", *engine_packages(engine)),
+        packages=("jinja2", *engine_packages(engine), *(encode.PACKAGES if encoder else ())),
     )
 
 
@@ -139,9 +143,9 @@ class Asking:
         made_of = _made_of(parameters)
         reads = made_of.prompt.head.writes != "pairs"
         thinking = [] if reads else task_units(parameters, made_of)
-        seeds = self._cut(work, parameters, made_of) if reads else None
-        units = len(seeds.units) if seeds else -(-tasks_wanted(parameters) // _seeds_at_once(parameters, made_of))
-        drawn = seeds.notes["drawn"] if seeds else tasks_wanted(parameters)
+        drawn_seeds, cut = self._cut(work, parameters, made_of) if reads else (None, [])
+        units = len(drawn_seeds.units) if drawn_seeds else -(-tasks_wanted(parameters) // _seeds_at_once(parameters, made_of))
+        drawn = drawn_seeds.notes["drawn"] if drawn_seeds else tasks_wanted(parameters)
         total = drawn * made_of.per_seed(parameters.synthesis) + sum(map(len, thinking))
         finished = [*_finished(work, "tasks", len(thinking)), *_finished(work, "rows", units)]
         spent = budgets.spent_by(self.earlier, work.cache)
@@ -162,17 +166,17 @@ class Asking:
             )
             asks = _Asks(work.step.name, parameters, made_of, engine, desk)
             thought = work.map("tasks", asks.tasks, thinking, exclusive=True)
-            if seeds is None:
+            if drawn_seeds is None:
                 files = [work.files("tasks", number, passages.FILE) for number in range(len(thinking))]
-                seeds = _drawn(files, parameters, made_of, {"tasks": sum(result["tasks"] for result in thought)})
-            results = work.map("rows", asks.rows, seeds.units, exclusive=True)
+                drawn_seeds = _drawn(files, parameters, made_of, {"tasks": sum(result["tasks"] for result in thought)})
+            results = work.map("rows", asks.rows, drawn_seeds.units, exclusive=True)
             failures = cache.failures(work.step.key)
         finally:
             engine.close()
             cache.close()
         kinds = shares.merged([result["kinds"] for result in results])
         work.notes |= {
-            **seeds.notes,
+            **drawn_seeds.notes,
             "forms": kinds.get("form", {}),
             "shares": shares.got(kinds, parameters.synthesis.shares),
             **_total([*thought, *results]).priced(parameters.engine).notes(),
@@ -187,21 +191,35 @@ class Asking:
             "seconds": round(time.monotonic() - started, 1),
         }
         storage.write_json(storage.join(work.folder, "run.json"), facts)
-        work.finish("rows", results, also={"tasks": thought})
+        work.finish("rows", results, also={"passages": cut, "tasks": thought})
 
-    def _cut(self, work: Work, parameters: Synthesising, made_of: Material) -> Seeds:
+    def _cut(self, work: Work, parameters: Synthesising, made_of: Material) -> tuple[Seeds, list[dict[str, Any]]]:
+        """Cuts the documents and draws passages; also gives what came of each file."""
         files = _documents(work.side[0])
-        cut = work.map("passages", _cut(parameters, made_of), files)
-        cut_files = [work.files("passages", number, passages.FILE) for number in range(len(files))]
-        return _drawn(cut_files, parameters, made_of, {"passages": sum(result["passages"] for result in cut)})
+        cut = work.map("passages", _cut(work.step, made_of), files)
+        index = passages.index([work.files("passages", number, passages.FILE) for number in range(len(files))])
+        positions, notes = seeds.select(work, index, parameters.synthesis, parameters.encoder, parameters.seed)
+        counts = {name: sum(result[name] for result in cut) for name in ("passages", "refused")}
+        found = _units(index, positions, parameters, made_of, {"passages": counts["passages"]})
+        found.notes.update({"refused_passages": counts["refused"], **notes})
+        return found, cut
 
 
 def _drawn(files: Sequence[str], parameters: Synthesising, made_of: Material, notes: dict[str, Any]) -> Seeds:
     """Draws seeds from files of passages."""
-    reads = made_of.prompt.head.writes != "pairs"
-    drawn, repeated = passages.draw(files, parameters.synthesis.documents if reads else tasks_wanted(parameters))
-    units = list(passages.slices(files, drawn, _seeds_at_once(parameters, made_of)))
-    return Seeds(units, {**notes, f"repeated_{next(iter(notes))}": repeated, "drawn": sum(map(len, drawn))})
+    index = passages.index(files)
+    if made_of.prompt.head.writes == "pairs":
+        positions = index.ordered(index.first)[: tasks_wanted(parameters)]
+    else:
+        positions, _ = seeds.at_random(index, parameters.synthesis)
+    return _units(index, positions, parameters, made_of, notes)
+
+
+def _units(
+    index: passages.Index, positions: passages.Array, parameters: Synthesising, made_of: Material, notes: dict[str, Any]
+) -> Seeds:
+    units = list(passages.slices(index.files, index.rows(positions), _seeds_at_once(parameters, made_of)))
+    return Seeds(units, {**notes, f"repeated_{next(iter(notes))}": index.repeated, "drawn": len(positions)})
 
 
 def _finished(work: Work, phase: str, units: int) -> Iterable[budgets.Spent]:
@@ -258,7 +276,8 @@ def planned(step: Step, cache: str) -> dict[str, int] | None:
     """What a synthesise step would ask: requests that are not answered yet, about how many tokens they take, and those that are.
 
     None while its documents have not been read. Sends nothing. Where tasks are to be thought of first, all of them are taken to
-    come, and to be as long as a short one.
+    come, and to be as long as a short one. Passages that would be drawn from clusters are drawn at random here: as many, and
+    about as long.
     """
     if step.side and not is_cached(step.side[0], cache):
         return None
@@ -285,7 +304,7 @@ def planned(step: Step, cache: str) -> dict[str, int] | None:
         if step.side:
             for number, file in enumerate(_documents(load(step.side[0], cache))):
                 files.append(storage.join(folder, str(number), passages.FILE))
-                _cut(parameters, made_of)(file, storage.join(folder, str(number)))
+                _cut(step, made_of)(file, storage.join(folder, str(number)))
         else:
             for unit, numbers in enumerate(task_units(parameters, made_of)):
                 count(task_requests(parameters, made_of, engine, numbers)[1], min(parameters.engine.max_tokens, 500))
@@ -318,10 +337,11 @@ def _documents(output: Output) -> list[str]:
     return [storage.join(output.folder, name) for name in output.report.notes["files"]]
 
 
-def _cut(parameters: Synthesising, made_of: Material) -> passages.Cut:
+def _cut(step: Step, made_of: Material) -> passages.Cut:
+    parameters = _parameters(step)
     unit, synthesis = made_of.prompt.head.seed, parameters.synthesis
     words = SENTENCE_WORDS if unit == "sentence" else (synthesis.min_words, synthesis.max_words)
-    return passages.Cut(*words, parameters.seed, unit)
+    return passages.Cut(*words, parameters.seed, unit, step.name, parameters.facts)
 
 
 def _seeds_at_once(parameters: Synthesising, made_of: Material) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from datakit.errors import UserError
-from datakit.recipe import AnyEngine, Model, OpenAIEngine, Synthesis, VllmEngine, Writing
+from datakit.recipe import AnyEngine, Encoder, Model, OpenAIEngine, Synthesis, VllmEngine, Writing
 from datakit.registry import Category
 from datakit.schema import digest
 from datakit.synthesis import personas, prompts, shares
@@ -28,6 +28,7 @@ class Synthesising(Model):
     engine: AnyEngine
     seed: int
     shard_rows: int
+    encoder: Encoder | None = None
 
 
 @dataclass(frozen=True)
