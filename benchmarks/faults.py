@@ -33,7 +33,7 @@ categories:
   python-questions:
     language: en
     sources: [{{type: python-docs, part: topics, documents: true}}]
-    synthesis: {{engine: served, documents: {documents}, personas_per_document: 2, queries: 3, prompt: questions-small}}
+    synthesis: {{engine: served, documents: {documents}, personas_per_document: 2, queries: 3, small_model: true}}
 engines:
   served:
     {{type: openai, model: "{model}", base_url: "{url}", temperature: 0, max_tokens: 60, concurrency: 4, timeout: 20,

@@ -26,9 +26,9 @@ FIELDS = {
     "query": ("query", "user query", "question", "premise", "anchor", "sentence 1"),
     "positive": (
         "positive", "positive document", "document", "passage", "answer", "entailment", "entailed", "paraphrase", "translation",
-        "summary", "sentence 2",
+        "summary", "sentence 2", "true",
     ),
-    "negative": ("negative", "hard negative document", "hard negative", "negative document", "contradiction", "contradicted"),
+    "negative": ("negative", "hard negative document", "hard negative", "negative document", "contradiction", "contradicted", "false"),
     "score": ("score", "similarity", "degree"),
     "label": ("label", "class", "category"),
 }  # fmt: skip
@@ -227,6 +227,13 @@ def _objects(value: Any, fields: Sequence[str], depth: int) -> Iterator[dict[str
     if depth < 3 and isinstance(value, dict | list):
         for each in value.values() if isinstance(value, dict) else value:
             yield from _objects(each, fields, depth + 1)
+
+
+def spoken(text: str) -> str:
+    """An answer without what the model thought before it, and without a code fence around it."""
+    text = _THOUGHT.sub("", text).strip("\ufeff \t\r\n")
+    fenced = _FENCE.match(text)
+    return fenced.group(1).strip() if fenced else text
 
 
 def score(text: str) -> float | None:

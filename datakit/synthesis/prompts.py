@@ -34,8 +34,8 @@ BUNDLED = (
 )  # fmt: skip
 BLOCKS = ("system", "user")
 TASK_BLOCKS = ("tasks_system", "tasks_user")
-# What a text holds of its prompt by chance: fewer words than this.
-_INSTRUCTION_WORDS = 5
+# A text may hold fewer words of its prompt by chance: of its own sentences, of what it says of a form.
+_INSTRUCTION_WORDS, _FORM_WORDS = 4, 6
 
 
 class Example(Model):
@@ -298,13 +298,18 @@ def load(name: str, small: bool = False) -> Prompt:
         return lambda facts: "".join(template.blocks[name](template.new_context(dict(facts))))
 
     said = [data.data for tree in trees for data in tree.find_all(nodes.TemplateData)]
-    said += [form.text for form in head.forms.values()]
-    lines = {folded(line) for text in said for line in text.splitlines()}
-    instructions = tuple(sorted(line for line in lines if len(line.split()) >= _INSTRUCTION_WORDS))
+    found = _sentences(said, _INSTRUCTION_WORDS) | _sentences([form.text for form in head.forms.values()], _FORM_WORDS)
+    instructions = tuple(sorted(found))
     all_bytes = storage.bytes_digest(source.encode())
     if parts:
         all_bytes = digest("prompt", all_bytes, *parts)
     return Prompt(path, all_bytes, head, {name: block(name) for name in blocks}, instructions)
+
+
+def _sentences(texts: Sequence[str], words: int) -> set[str]:
+    """The sentences that have so many words or more, folded."""
+    sentences = {folded(sentence) for text in texts for sentence in re.split(r"[.!?:\n]", text)}
+    return {sentence for sentence in sentences if len(sentence.split()) >= words}
 
 
 def _shared(name: str) -> str | None:

@@ -229,7 +229,7 @@ def test_a_plan_tells_what_will_be_asked_and_what_is_answered(tmp_path: Path) ->
         plan = planned(made, str(tmp_path))
         assert plan is not None
         assert (plan["requests"], plan["answered"]) == (16, 0)
-        assert 16 * 100 < plan["tokens"] < 16 * 1000
+        assert 16 * 100 < plan["prompt_tokens"] + plan["completion_tokens"] < 16 * 1000
         assert len(server.attempts) == 0
         with pytest.raises(BudgetExceeded):
             run_step(made, str(tmp_path))
@@ -252,7 +252,7 @@ def test_what_runs_how_changes_no_key_and_what_decides_does(tmp_path: Path) -> N
     assert len(set(same)) == 1
     others = [
         key({"model": "n"}), key({"temperature": 0}), key(seed=1), key(queries=4), key(documents=3), key(max_words=90),
-        key(prompt="questions-small"), key(personas=str(people)),
+        key(small_model=True), key(style="s"), key(prompt="claims"), key(shares={"formality": {"terse": 1}}), key(personas=str(people)),
     ]  # fmt: skip
     people.write_text("personas: [{name: a, description: b}, {name: c, description: e}]")
     others.append(key(personas=str(people)))
