@@ -45,7 +45,7 @@ _VERBS = ("ignor", "ingor", "igonr", "disregard", "disergard", "forget", "fogret
 _SQUEEZED = re.compile(
     r"(?:ignor(?:e|ing)|disregard(?:ing)?|forget|ingore|igonre|disergard|fogret)(?:all|any|the|every|thing|of|your|my|these|those|that|please|completely|about|whatever|was|is){0,5}"
     r"(?:(?:previous|preivous|prevoius|pervious|prior|above|abvoe|preceding|earlier|original|initial|system)+(?:\w{0,14}?(?:instr?uctions?|insturctions?|instrucitons?|prompts?|directions?|rules?|orders?|commands?|guidelines?|messages?|text|context|everything)|and)"
-    r"|(?:instructions?|prompts?)(?:above|before|and|given|sofar)|everythingabove|thingabove)"
+    r"|(?:instructions?|prompts?)(?:above|before|and|given|sofar)|(?:rules|orders|directions|guidelines)(?:above|before|given)|everythingabove|thingabove)"
 )  # fmt: skip
 
 

@@ -25,8 +25,8 @@ class Rule(NamedTuple):
 
 _WORDS = {
     "{aside}": "ignor|never mind|disregard|forget|overlook|attention|heed|aside|follow|obey|comply|listen|adhere|carry out|act on",
-    "{undo}": "overr|discard|dismiss|bypass|skip|abandon|drop|cancel|revoke|unlearn|erase|delete|void|throw|replace|neglect",
-    "{orders}": "instruction|prompt|direction|directive|guideline|order|guidance|programming|training|briefing|system message",
+    "{undo}": "overr|overwr|discard|dismiss|bypass|skip|abandon|drop|cancel|revoke|unlearn|erase|delete|void|throw|replace|neglect",
+    "{orders}": "instruction|prompt|direction|directive|guideline|order|guidance|programming|training|brief|system message",
     "{loose}": "command|rule|request|task|conversation|assignment|constraint|restriction|polic|context|message|question|text|content",
     "{models}": " ai|a.i.|llm|language model|chatbot|gpt|claude|gemini|copilot|generative model|assistant|automated",
     "{formats}": "json|xml|yaml|html|markdown|csv|sql|base64|rot13|morse|binary|hexadecimal|latex|latin|leetspeak|emoji|all caps|upper"
@@ -43,14 +43,16 @@ def rule(groups: str, pattern: str) -> Rule:
 
 
 # What instructions are called. The second group has words that documents use of other things too.
-_ORDERS = r"(?:instruction|prompt|direction|directive|guideline|order|guidance|programming|training|briefing|system message)s?"
+_ORDERS = (
+    r"(?:instruction|prompt|direction|directive|guideline|order|guidance|programming|training|brief(?:ing)?|system message)s?"
+)
 _LOOSE = r"(?:command|rule|request|task|conversation|assignment|constraint|restriction|polic(?:y|ie)|context|message|question|text|content)s?"
 _PUT_ASIDE = (
     r"(?:ignore|ignoring|disregard(?:ing)?|forget|overlook|never mind|pay no (?:attention|heed|mind) to|set aside|put aside|leave aside"
     r"|(?:do not|don't|never|stop|cease|no need to|you need not) (?:follow|following|obey|obeying|comply with|complying with"
     r"|listen to|listening to|heed|heeding|adhere to|carry out|act on|pay (?:any )?attention to))"
 )
-_UNDO = r"(?:override|overrule|discard|dismiss|bypass|skip|abandon|drop|cancel|revoke|unlearn|erase|delete|void|throw (?:away|out)|replace|neglect)"
+_UNDO = r"(?:override|overwrite|overrule|discard|dismiss|bypass|skip|abandon|drop|cancel|revoke|unlearn|erase|delete|void|throw (?:away|out)|replace|neglect)"
 _MUCH = (
     r"(?:(?:all|any|every|each|of|the|these|those|this|that|your|my|our|and|or|both|completely|entirely|totally|absolutely|please"
     r"|everything|anything|whatever|about|in|other|such) ){0,6}"
@@ -117,7 +119,7 @@ OVERRIDE = (
     ),
     rule(
         "attention|note|notice|message|instruction|reminder|memo|dear|hey|hello|hi|important & {models}",
-        rf"\b(?:attention|note|notice|message|instructions?|reminder|memo|dear|hey|hello|hi|important) ?[,:!]? ?(?:to |for |all |any |the |every |you )*{_MODELS}\b{_NO_TRADE}(?= ?(?:[.,;:!]|reading|that|who|which|processing|you|please|only|must|when|should))",
+        rf"\b(?:attention|note|notice|message|instructions?|reminder|memo|dear|hey|hello|hi|important) ?[,:!]? ?(?:to |for |all |any |the |every |you )*{_MODELS}(?: (?:crawler|reader|agent|bot|scraper|indexer)s?)?\b{_NO_TRADE}(?= ?(?:[.,;:!]|reading|that|who|which|processing|you|please|only|must|when|should))",
     ),
     rule("if you & {models}", rf"\bif you(?:'re| are) (?:indeed |actually |really )?(?:an? |the )?{_MODELS}\b{_NO_TRADE}"),
     rule(
@@ -150,10 +152,74 @@ OVERRIDE = (
         "what you|whatever you|everything you|anything you & told|asked|instructed",
         r"\b(?:what|whatever|everything|anything) you (?:were|have been|'ve been|had been) (?:told|asked|instructed) (?:\w+ ){0,3}?(?:before|earlier|previously|above|so far|until now|to do)(?: \w+){0,4}? (?:no longer|is (?:void|wrong|cancell?ed|over|off|obsolete)|does not|doesn't|can be (?:ignored|forgotten))",
     ),
+    rule(
+        "{aside}|{undo} & {orders}|task|assignment|request & preced|prior|before|above|came|come|earlier|previous",
+        rf"\b(?:{_PUT_ASIDE}|{_UNDO}) {_MUCH}(?:\w+ )?(?:{_ORDERS}|assignment|task description|task)s? (?:(?:that|which|described|written|given|stated|set out|found|just|as|text|is|was|were) ){{0,3}}(?:preced(?:es?|ed|ing)|prior to|before|above|came|comes|come|earlier|previously)\b",
+    ),
+    rule(
+        "ignore|disregard|forget|break|violate & your ",
+        rf"\b(?:ignore|disregard|forget|break|violate|leave behind) (?:all |any |all of )?your (?:\w+ )?(?:{_ORDERS}|rules|restrictions|persona|task|role|constraints|assignment|request|limits)\b",
+    ),
+    rule(
+        "ignore|disregard|forget|never mind & task|assignment|request|job",
+        r"\b(?:ignore|disregard|forget|never mind) (?:all |all of |about )*(?:the|this|that|any|these) (?:\w+ )?(?:task|assignment|request|job)s?(?: description| above| you were given)?(?= ?(?:[.,;!:]|and|then|instead|$))",
+    ),
+    rule(
+        "cancel|stop|abort|drop|abandon|scrap|skip & request|task|assignment|job & new |instead|and |now ",
+        r"\b(?:cancel|stop|abort|drop|abandon|scrap|skip) (?:the|your|this|that) (?:\w+ )?(?:request|task|assignment|job)(?: above)?[.,;:!]? (?:new (?:request|task)|instead|now|and (?:now |then |just |instead )?(?:write|give|say|output|print|respond|reply|answer|talk|produce|mention))\b",
+    ),
+    rule(
+        "{orders} & prior|before|above|preceding & cancel|void|invalid|no longer|revoked|replaced|obsolete|withdrawn|superseded|over|suspended",
+        rf"\b{_ORDERS} (?:prior to|before|above|preceding) (?:\w+ ){{0,4}}?(?:are|is|were|was|have been|has been) (?:now |all |hereby )*(?:void|invalid|obsolete|cancell?ed|superseded|revoked|replaced|no longer|suspended|overridden|withdrawn)\b",
+    ),
+    rule(
+        "supersede|override|overrule|precedence|replace|cancel & instruction|prompt",
+        r"\b(?:supersedes?|overrides?|overrules?|takes? precedence over|replaces?|cancels?) (?:(?:all|any|the|your|every) )*(?:earlier|previous|prior|other|above|existing|preceding|system|original|initial) (?:\w+ )?(?:instruction|prompt)s?\b",
+    ),
+    rule(
+        "whatever you|what you|everything you|anything you & asked|told|instructed & not|n't|ignore|forget|never|stop",
+        r"\b(?:whatever|what|everything|anything) you (?:were|are|have been|had been|'ve been) (?:asked|told|instructed)\b[^.\n]{0,40}(?:\bdo not\b|don't|\bignore\b|\bforget\b|\bnever\b|\bstop\b)",
+    ),
+    rule(
+        "nothing|none & said|told|written|asked|instruct & matters|counts|applies|valid|binding|apply|matter|count",
+        r"\b(?:nothing|none) (?:of (?:what|that|this|the)|that|which)? ?(?:\w+ ){0,4}?(?:said|told|written|asked|instructions?|instructed) (?:\w+ ){0,3}?(?:matters?|counts?|applies|apply|is (?:valid|binding))\b",
+    ),
+    rule(
+        "{models} & reading|processing|parsing|summari|indexing|seeing|ingesting|scraping|crawling",
+        rf"\b{_MODELS}(?: that| which| who)?(?: is| are| may be| might be)?(?: now| currently)? (?:reading|processing|parsing|summari[sz]ing|indexing|seeing|ingesting|scraping|crawling) (?:this|these)\b",
+    ),
+    rule(
+        "to the|to any|to all|to every|for the|for any|for all & {models}",
+        rf"(?:^|[.!?;\n] ?|\b(?:note|message|instructions?|addressed|word) )(?:to|for) (?:the|any|all|every|whichever) (?:\w+ )?{_MODELS}(?: \w+ (?:this|these)(?: \w+)?)? ?[:,!]",
+    ),
+    rule(
+        "your & changed|replaced|updated|cancel|suspended",
+        r"\byour (?:\w+ )?(?:role|task|job|purpose|goal|assignment|instructions?|orders|prompt|mission|objective) (?:has|have) (?:now |just )?(?:changed|been (?:changed|replaced|updated|cancell?ed|suspended|reset))\b",
+    ),
+    rule(
+        "{aside}|{undo} & prompt|instruction|directive|direction & you",
+        rf"\b(?:{_PUT_ASIDE}|{_UNDO}) (?:(?:all|any|of|the|every|those|these) ){{0,3}}(?:\w+ )?(?:instructions?|prompts?|directives?|directions) (?:that )?you (?:(?:have|had|were|just|previously) ){{0,2}}(?:received|given|got|read|seen|told)\b",
+    ),
+    rule(
+        "obey|follow|listen & operator|user|developer|system|prompt|creator|owner",
+        r"\b(?:no longer|do not|don't|never|stop|must not|cease to) (?:obey(?:ing)?|follow(?:ing)?|listen(?:ing)? to) (?:the|your|any|a) (?:operator|user|developer|system prompt|prompt|creator|owner)s?\b",
+    ),
+    rule(
+        "your & here|now",
+        r"\byour (?:instructions?|task|prompt|brief|orders) (?:ends?|stops?|finish(?:es)?|(?:is|are) (?:over|complete|finished|done)) (?:here|now)\b",
+    ),
+    rule(
+        "ignore|disregard|forget & all ",
+        r"\b(?:disregard|forget|ignore) all (?:of )?(?:that|this|the rules|rules|of it)(?: (?:above|before|given))?(?= ?(?:[.,;!]|and (?:now |just |then |instead )?(?:write|type|say|print|output|respond|reply|answer|give|produce)|instead|then (?:write|say|type|print)))",
+    ),
+    rule(
+        "do not do|don't do|never do & prompt|user|system|operator|instruction",
+        r"\b(?:do not|don't|never) do (?:anything |what )(?:that )?(?:the|your) (?:prompt|user|system|operator|instructions?|system prompt)\b",
+    ),
 )
 
 _TELL = (
-    r"(?:reveal|show|print(?: out)?|repeat|output|display|tell (?:me|us)|leak|expose|disclose|share|give (?:me|us)|dump|recite|echo|reproduce"
+    r"(?:reveal(?:ing)?|show|quoting|repeating|printing|listing|print(?: out)?|repeat|output|display|tell (?:me|us)|leak|expose|disclose|share|give (?:me|us)|dump|recite|echo|reproduce"
     r"|quote|write (?:out|down)|list|summari[sz]e|paraphrase|encode|include|copy|paste|send|spell out|describe|state|append|embed|mention|insert)"
 )
 EXFILTRATION = (
@@ -184,6 +250,10 @@ EXFILTRATION = (
     rule(
         "conversation|chat history|your|system prompt & send|post|forward|upload|submit|transmit|leak|exfiltrate|email",
         r"\b(?:send|post|forward|upload|submit|transmit|leak|exfiltrate|email) (?:\w+ ){0,6}?(?:conversation|chat history|your (?:\w+ )?(?:prompt|instructions|persona)|system prompt) (?:\w+ ){0,4}?(?:to|at)\b",
+    ),
+    rule(
+        "above|before|preceding & this",
+        r"\b(?:text|words|prompt|instructions?|messages?) (?:that (?:is|are|comes?|stands?) )?(?:above|before|preceding) this (?:document|passage|text|article|page)\b",
     ),
 )
 IMAGE = rule("](http", r"!\[[^\]]*\]\(https?://[^)\s]*[?&][^)=\s]*=\s*(?:\{|<|\[|%7b|\$\{)")
@@ -217,7 +287,7 @@ FORMAT = (
     ),
     rule(
         "your & must|should|shall|has to|have to|need|will|is to|are to & question|quer|answer|respon|repl|output",
-        rf"\byour (?:\w+ )?{_SAID} (?:must|should|shall|has to|have to|needs? to|will|is to|are to) (?:now |only |always |all |instead )*(?:contain|include|end with|begin with|start with|mention|be (?:replaced|in|written|exactly|followed|only|just)|read|say|consist)\b",
+        rf"\byour (?:\w+ )?{_SAID} (?:must|should|shall|has to|have to|needs? to|will|is to|are to) (?:now |only |always |all |instead )*(?:contain|include|end with|begin with|start with|mention|be (?:replaced|in|written|exactly|followed|only|just|(?:a |an )?{_FORMATS})|read|say|consist)\b",
     ),
     rule(
         "begin|start|end|finish|prefix|preface|precede|append|prepend|conclude & every|each|all|your & question|quer|answer|respon|repl|output",
@@ -247,6 +317,36 @@ FORMAT = (
         "answer|respon|repl|question|quer & {formats}",
         rf"{_COMMAND}(?:use|return|output|give|produce) (?:your |the )?(?:answers?|responses?|repl(?:y|ies)|{_ASKED}) (?:in|as) (?:a |an )?{_FORMATS}\b",
     ),
+    rule(
+        "topic of|subject of|answer of|answer to|focus of|theme of & question|quer|answer|respon",
+        rf"\b(?:topic|subject|answer|focus|theme|point) (?:of|to|in) (?:every|each|all|your|all of your|all the) (?:\w+ )?{_SAID}\b",
+    ),
+    rule(
+        "all |both & question|quer & mention|contain|include",
+        rf"\ball (?:\w+ )?{_ASKED} (?:have to|must|should|need to|shall|will|are to) (?:\w+ )?(?:mention|contain|include|end|begin|start|be about)\b",
+    ),
+    rule(
+        "only |just & respond|reply|answer",
+        r"(?:^|[.!?;:,] |\b(?:you|please|must|should|now|and) )(?:only|just) (?:respond|reply|answer) (?:with|in|using)\b",
+    ),
+    rule(
+        "the only & output|answer|respon|repl|query|queries|question",
+        rf"\bthe only (?:acceptable|valid|allowed|correct|permitted|accepted|legal) {_SAID} (?:is|are|will be)\b",
+    ),
+    rule("your & {formats}", rf"\b{_SAY} (?:all |each of )?your {_SAID} (?:in|as) (?:a |an |valid )?{_FORMATS}\b"),
+    rule(
+        "replace|substitute & question|quer",
+        rf"\b(?:replace|substitute|swap) (?:every|each|all|your|all of your) (?:\w+ )?{_ASKED} (?:with|by|for)\b",
+    ),
+    rule(
+        "as your & answer|respon|repl|output|question|query",
+        rf"{_COMMAND}{_SAY} [^.\n]{{1,40}}? as (?:your|the) (?:only |single |whole |entire |final )?(?:answer|response|reply|output|question|query)\b",
+    ),
+    rule(
+        "your & must|should|shall & string|word|phrase|same",
+        rf"\byour {_SAID} (?:must|should|shall|will|have to) (?:all |only |each |now ){{0,2}}be (?:the|just|only) (?:string|word|phrase|words|text|same)\b",
+    ),
+    rule("nothing but|nothing except", rf"{_COMMAND}{_SAY} (?:nothing but|nothing except|nothing other than) "),
 )
 
 TOKENS = (
@@ -265,7 +365,7 @@ TOKENS = (
         "[system_|[/system_|[available_|[/available_|[tool_|[/tool_|<extra_id",
         r"\[/?(?:system_prompt|available_tools|tool_calls)\]|<extra_id_\d+>\s*(?:system|user|assistant)",
     ),
-    rule("##", r"(?:^|\n)#{2,4} ?(?:system|instructions?|response|assistant|human|user|input) ?(?:prompt|message)? ?:"),
+    rule("##", r"(?:^|\n|[.!?] )#{2,4} ?(?:system|instructions?|response|assistant|human|user|input) ?(?:prompt|message)? ?:"),
     rule("role", r"[\"']role[\"'] ?: ?[\"'](?:system|assistant|user|developer)[\"']"),
 )
 _ORDERING = (
@@ -275,7 +375,7 @@ _ORDERING = (
 TURN = (
     rule(
         "system|developer|admin|root & :|>|]",
-        rf"(?:(?:^|\n)[\[(*<# ]*|\[)(?:system|developer|admin(?:istrator)?|root)(?: (?:prompt|message|instructions?|override|note|alert|update|notice))?[\])*># ]* ?[:>\]] ?[*\]]* ?{_ORDERING}\b",
+        rf"(?:(?:^|\n|[.!?] )[\[(*<# ]*|\[)(?:system|developer|admin(?:istrator)?|root)(?: (?:prompt|message|instructions?|override|note|alert|update|notice))?[\])*># ]* ?[:>\]] ?[*\]]* ?{_ORDERING}\b",
     ),
     rule(
         "assistant|ai|model|bot & :",
@@ -284,7 +384,7 @@ TURN = (
     ),
     rule(
         "human|user & assistant|ai|model|bot & :",
-        r"(?:^|\n)(?:human|user) ?: ?(?:[\w ,!.']{0,30}?\b)?(?:ignore|disregard|forget|write|print|output|say|repeat|reveal|respond|reply|answer|instead|tell me|show me|stop)\b[^\n]*\n(?:assistant|ai|model|bot) ?:",
+        r"(?:^|\n|[.!?] )(?:human|user) ?: ?(?:[\w ,!.']{0,30}?\b)?(?:ignore|disregard|forget|write|print|output|say|repeat|reveal|respond|reply|answer|instead|tell me|show me|stop)\b[^\n]*\n(?:assistant|ai|model|bot) ?:",
     ),
 )
 ROLE = (
@@ -315,6 +415,10 @@ ROLE = (
         "persona",
         r"\b(?:abandon|leave|drop|break|change|replace|discard|switch) (?:your|the) (?:current |assigned |given )?persona\b",
     ),
+    rule(
+        "role|persona|character|as though",
+        r"(?:^|[.!?;:] )(?:now |please |then )?(?:(?:take on|assume|adopt|play|switch to) the (?:role|persona|character|identity) of an? |(?:respond|answer|reply|write|act|speak) as though you (?:are|were) )",
+    ),
 )
 
 _TAG_NAMES = r"(?:document|passage|context|user_?input|untrusted\w*|prompts?|instructions?|system|quer(?:y|ies)|user_?data|retrieved\w*|doc|seed|excerpt|external\w*|persona)"
@@ -322,15 +426,15 @@ FENCE = (
     rule("</", rf"</ ?{_TAG_NAMES}(?:[-_ ][\w-]+)? ?>\s*\S+ \S+ \S+"),
     rule(
         "end",
-        rf"(?:(?:^|\n)[-=#*<>\[( ~_]{{0,12}}|[-=#*<>\[~_]{{1,12}} ?)end (?:of )?(?:the |this |your )?(?:untrusted |user |source |quoted |given |retrieved )?(?:document|passage|context|input|data|prompt|text|material|excerpt)s?(?: (?:here|block))?[\])]?[-=#*<>\]) ~_.:]{{0,12}}\n[^\n]*?\b(?:{_ORDERING}|now)\b",
+        rf"(?:(?:^|\n)[-=#*<>\[( ~_]{{0,12}}|(?<!\w)[-=#*<>\[~_]{{1,12}} ?)end (?:of )?(?:the |this |your )?(?:untrusted |user |source |quoted |given |retrieved )?(?:document|passage|context|input|data|prompt|text|material|excerpt)s?(?: (?:here|block))?[\])]?[-=#*<>\]) ~_.:]{{0,12}}\n[^\n]*?\b(?:{_ORDERING}|now)\b",
     ),
     rule(
         "'''|\"\"\"|```|~~~|---|===|>>>|<<<|***|###",
         r"(?:'''|\"\"\"|```|~~~|---+|===+|>>>+|<<<+|\*\*\*+|###+)[^\n]{0,20}\n?(?:(?:now|ok(?:ay)?|and|next|the (?:passage|document|text) (?:ends?|is over)[^\n]{0,20}?)[,.: ]*)*(?:(?:your |the )?(?:new|real|next|actual|updated|system) (?:task|instructions?|prompt|system)\b|ignore (?:all|the|every|any|previous)|disregard|forget|you (?:are now|must now|will now|must)|write (?:only|\d)|output only|respond (?:only|with)|system ?[:>])",
     ),
     rule(
-        "passage|document|source text|quoted text|untrusted|material & ends|stops|over|finish|ended|complete",
-        r"\b(?:the|this|our) (?:passage|document|source text|quoted text|untrusted (?:text|data|content)|material) (?:ends|stops|is over|is finished|has ended|ended|is complete|finishes) (?:here|now|at this point)?[.,:;!]? ?(?:\w+ ){0,3}?(?:now|what follows|everything (?:below|after)|the following|below|your|instructions?|new|write|respond)\b",
+        "passage|document|text|source text|quoted text|untrusted|material & ends|stops|over|finish|ended|complete",
+        r"\b(?:the|this|our) (?:passage|document|text|source text|quoted text|untrusted (?:text|data|content)|material) (?:ends|stops|is over|is finished|has ended|ended|is complete|finishes) (?:here|now|at this point)?[.,:;!]? ?(?:\w+ ){0,3}?(?:now|what follows|everything (?:below|after)|the following|below|your|instructions?|new|write|respond)\b",
     ),
     rule(
         "follows|below|after this|comes next & not part|user|system|developer|operator|real|actual|new|trusted",

@@ -44,9 +44,9 @@ _DIGITS = str.maketrans("013457@$", "oieastas")
 _MIXED = re.compile(r"(?=[^a-z]*[a-z])[a-z013457@$]{3,}")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{24,}={0,2}")
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:(?:\\x|0x)?[0-9A-Fa-f]{2}[\s:,]?){16,}")
-_ENTITIES = re.compile(r"(?:&#x?[0-9A-Fa-f]{2,6};\s?){5,}")
+_ENTITIES = re.compile(r"(?:&#x?[0-9A-Fa-f]{2,6};\s?){3,}")
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2}[^\s%]{0,40}){3,}")
-_ESCAPES = re.compile(r"(?:\\u[0-9A-Fa-f]{4}\s?){5,}")
+_ESCAPES = re.compile(r"(?:\\u[0-9A-Fa-f]{4}\s?){3,}")
 
 # Signs that show nothing and carry data: tag characters that are no flag, runs of selectors and of characters without width.
 SMUGGLED = re.compile(
@@ -115,7 +115,7 @@ def turned(text: str) -> Iterator[tuple[str, str]]:
 
 
 def decoded(text: str) -> Iterator[tuple[str, str]]:
-    """(encoding, text) for each piece that is readable text in an encoding."""
+    """(encoding, text): each piece that is a readable text in base64 or hex, and the whole text where signs are escaped."""
     for match in _BASE64.finditer(text):
         blob = match.group().rstrip("=").translate(str.maketrans("-_", "+/"))
         try:
@@ -130,8 +130,8 @@ def decoded(text: str) -> Iterator[tuple[str, str]]:
         ("percent", "%", _PERCENT, urllib.parse.unquote),
         ("escapes", "\\u", _ESCAPES, lambda found: re.sub(r"\\u(\w{4})\s?", lambda each: chr(int(each.group(1), 16)), found)),
     ):
-        for match in pattern.finditer(text) if sign in text else ():
-            yield name, decode(match.group())
+        if sign in text and pattern.search(text):
+            yield name, decode(text)
 
 
 def _readable(name: str, data: bytes) -> Iterator[tuple[str, str]]:
