@@ -1,10 +1,10 @@
 """One small recipe through a real vLLM, twice: `vllm serve` with the openai engine, and LLM.chat in this process.
 
-    DATAKIT_REAL_DATA=... VENV/bin/python benchmarks/vllm_run.py --model FOLDER [--structured json_schema]
+    DATAKIT_REAL_DATA=... VENV/bin/python benchmarks/vllm_run.py --model FOLDER
 
 VENV has vLLM (on CPUs: see benchmarks/README.md) and what datakit needs; datakit itself is taken from this folder. Passages of
-MedQuAD, two personas each. The offline engine runs twice, each time with a fresh cache, and once more with another batch size, to
-tell which answers stay the same.
+MedQuAD, two personas each, as plain lines and held to a JSON schema. The offline engine runs twice, each time with a fresh cache,
+and once more with another batch size, to tell which answers stay the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ categories:
     language: en
     sources: [{{type: files, path: {documents}, columns: {{document: answer}}}}]
     synthesis:
-      {{engine: written, documents: {passages}, personas_per_document: {personas}, queries: 3, prompt: questions-small}}
+      {{engine: written, documents: {passages}, personas_per_document: {personas}, queries: 3, small_model: true}}
 engines:
   written: {engine}
 split: {{validation: 0}}
@@ -95,7 +95,8 @@ def served(model: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--served-model-name", "m", "--dtype", "float32"]
-    command += ["--max-model-len", "2048", "--host", "127.0.0.1", "--port", str(port)]
+    # Compiling takes minutes on two cores, and is done again at each start.
+    command += ["--enforce-eager", "--max-model-len", "2048", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2"})
     for _ in range(600):
@@ -138,35 +139,42 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=40)
     parser.add_argument("--personas", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=40)
-    parser.add_argument("--structured", choices=("lines", "json_schema"), default="lines")
     parser.add_argument("--temperature", type=float, default=0.7)
     arguments = parser.parse_args()
     if arguments.data is None:
         raise SystemExit("Give --data, or set DATAKIT_REAL_DATA.")
     root = Path(tempfile.mkdtemp(prefix="datakit-vllm-"))
-    common = {"temperature": arguments.temperature, "max_tokens": 80, "structured": arguments.structured}
+    size, quarter = arguments.batch_size, max(1, arguments.batch_size // 4)
+    common = {"temperature": arguments.temperature, "max_tokens": 80}
     offline = {"type": "vllm", "model": str(arguments.model), "dtype": "float32", "max_model_len": 2048, **common}
+    offline["options"] = {"enforce_eager": True}
+    held = {"structured": "json_schema"}
+    outcomes: dict[str, Outcome] = {}
+
+    def told(name: str, engine: dict[str, Any]) -> None:
+        outcomes[name] = build(name, root / f"build-{len(outcomes)}", documents, engine, arguments)
+        print(line(outcomes[name]), flush=True)
+
     try:
         documents = sample(arguments.data, root, 40)
+        print(f"{arguments.passages} passages, {arguments.personas} personas, {size} requests at once.\n")
+        heads = ("engine", "requests", "failed attempts", "seconds", "requests/s", "prompt tokens/s", "written tokens/s", "rows")
+        print(f"| {' | '.join((*heads, 'rejected', 'build, s'))} |\n|{'---|' * (len(heads) + 2)}", flush=True)
         server, url = served(arguments.model, root / "serve.log")
         try:
-            through = {"type": "openai", "model": "m", "base_url": url, "concurrency": arguments.batch_size, "timeout": 600}
-            outcomes = [build("vllm serve", root / "served", documents, {**through, **common}, arguments)]
+            through = {"type": "openai", "model": "m", "base_url": url, "concurrency": size, "timeout": 600, **common}
+            told("vllm serve", through)
+            told("vllm serve, JSON schema", {**through, **held})
         finally:
             server.terminate()
             server.wait()
-        size = arguments.batch_size
-        for name, batch in (("offline", size), ("offline again", size), ("offline, batches of a quarter", max(1, size // 4))):
-            folder = root / name.replace(" ", "-").replace(",", "")
-            outcomes.append(build(name, folder, documents, {**offline, "batch_size": batch}, arguments))
-        print(f"structured: {arguments.structured}, {arguments.batch_size} at once\n")
-        heads = ("engine", "requests", "failed attempts", "seconds", "requests/s", "prompt tokens/s", "written tokens/s", "rows")
-        print(f"| {' | '.join((*heads, 'rejected', 'build, s'))} |\n|{'---|' * (len(heads) + 2)}")
-        for outcome in outcomes:
-            print(line(outcome))
+        told("offline", {**offline, "batch_size": size})
+        told("offline, JSON schema", {**offline, **held, "batch_size": size})
+        told("offline again", {**offline, "batch_size": size})
+        told("offline, batches of a quarter", {**offline, "batch_size": quarter})
         print()
-        print(same(outcomes[1], outcomes[2]))
-        print(same(outcomes[1], outcomes[3]))
+        print(same(outcomes["offline"], outcomes["offline again"]))
+        print(same(outcomes["offline"], outcomes["offline, batches of a quarter"]))
     finally:
         shutil.rmtree(root)
 

@@ -69,6 +69,12 @@ class VllmEngine(Engine):
     batch_size: int = Field(256, ge=1)
     dtype: str = "auto"
     max_model_len: int | None = None
+    options: dict[str, Any] = Field(
+        {}, description="Further arguments of vllm.LLM, such as {tensor_parallel_size: 4} or {enforce_eager: true}."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="What the model's chat template may be told, such as {enable_thinking: false}."
+    )
 
 
 AnyEngine = Annotated[OpenAIEngine | TransformersEngine | VllmEngine, Field(discriminator="type")]

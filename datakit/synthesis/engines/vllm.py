@@ -61,18 +61,21 @@ def load(name: str, config: VllmEngine) -> Any:
         raise UserError(f"engines.{name}: 'model' should be a folder with a model, and '{folder}' {what}.")
     try:
         model = vllm.LLM(
-            model=folder,
-            revision=config.revision,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            enable_prefix_caching=True,
-            seed=0,
+            **{
+                "model": folder,
+                "revision": config.revision,
+                "dtype": config.dtype,
+                "max_model_len": config.max_model_len,
+                "enable_prefix_caching": True,
+                "seed": 0,
+                **config.options,
+            }
         )
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         line = next(iter(str(error).strip().splitlines()), "")[:300].rstrip(".")
         raise UserError(
             f"engines.{name}: vLLM cannot load the model '{config.model.raw}': {type(error).__name__}: {line}. Its own log above "
-            "says more; check the folder, 'dtype' and 'max_model_len'."
+            "says more; check the folder, 'dtype', 'max_model_len' and 'options'."
         ) from error
     log.info("engines.%s: loaded '%s' with vLLM.", name, config.model.raw)
     return model
@@ -92,7 +95,12 @@ def generate(model: Any, config: VllmEngine, conversations: Sequence[Conversatio
         )
         for number, conversation in enumerate(conversations)
     ]
-    outputs = model.chat([conversation.as_dicts() for conversation in conversations], sampling, use_tqdm=False)
+    outputs = model.chat(
+        [conversation.as_dicts() for conversation in conversations],
+        sampling,
+        use_tqdm=False,
+        chat_template_kwargs=config.chat_template_kwargs or None,
+    )
     answers = []
     for output in outputs:
         completion = output.outputs[0]
