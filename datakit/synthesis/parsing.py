@@ -28,7 +28,9 @@ FIELDS = {
         "positive", "positive document", "document", "passage", "answer", "entailment", "entailed", "paraphrase", "translation",
         "summary", "sentence 2", "true",
     ),
-    "negative": ("negative", "hard negative document", "hard negative", "negative document", "contradiction", "contradicted", "false"),
+    "negative": (
+        "negative", "hard negative document", "hard negative", "negative document", "contradiction", "contradicted", "false",
+    ),
     "score": ("score", "similarity", "degree"),
     "label": ("label", "class", "category"),
 }  # fmt: skip

@@ -27,7 +27,7 @@ from datakit.synthesis.parsing import (
 )
 from datakit.synthesis.prompts import written
 
-WORDS = st.lists(st.from_regex(r"\A[a-zäßж木]{2,9}\Z"), min_size=2, max_size=8).map(" ".join)
+WORDS = st.lists(st.text("abmtyzäßж木", min_size=2, max_size=9), min_size=2, max_size=8).map(" ".join)
 QUESTIONS = st.lists(WORDS, min_size=1, max_size=5, unique_by=folded)
 
 
@@ -44,7 +44,7 @@ def test_what_was_asked_for_is_read_back(questions: list[str], structured: str) 
     assert kept(written([{TEXT: question} for question in questions], (), structured)) == questions
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(
     st.one_of(
         st.text(max_size=200),
@@ -146,11 +146,12 @@ def test_an_item_has_the_number_that_stands_before_it() -> None:
     assert [item.number for item in parse("- a b\n- c d", 4).items] == [1, 2]
 
 
+FEW = st.lists(st.sampled_from(["ab", "cd", "größe", "木", "e:f"]), min_size=1, max_size=3).map(" ".join)
 PAIR = {"query": "bees in winter", "positive": "They live on honey.", "negative": "They visit flowers."}
 
 
 @given(
-    st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=3, unique_by=lambda texts: " | ".join(map(folded, texts))),
+    st.lists(st.tuples(FEW, FEW, FEW), min_size=1, max_size=3, unique=True),
     st.sampled_from(["lines", "json_schema"]),
 )
 def test_fields_that_were_asked_for_are_read_back(texts: list[tuple[str, str, str]], structured: str) -> None:

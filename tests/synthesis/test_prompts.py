@@ -50,7 +50,7 @@ def test_a_bundled_prompt_can_be_asked_and_its_examples_answer_as_they_should(na
     last = conversation.messages[-1].content
     assert PASSAGE.text in last, "a passage is text, never a template"
     assert prompt.head.writes == "labels" or "French" in last
-    if prompt.head.persona and name not in ("entailments", "graded", "titles", "brainstorm"):
+    if prompt.head.persona:
         assert "a pilot" in "".join(message.content for message in conversation.messages)
     if not small:
         assert prompt.head.writes == "labels" or name == "translations" or "the style of it" in last

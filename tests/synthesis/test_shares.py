@@ -80,7 +80,7 @@ def test_shares_that_a_prompt_cannot_give_are_refused_and_defaults_are_not() -> 
     few = Shares.model_validate({"length": {"keywords": 1}})
     with pytest.raises(UserError, match="the prompt 'questions' cannot give 1 of 'keywords'"):
         weights(small, few, "questions")
-    with pytest.raises(UserError, match="shares.length is given, and the forms of the prompt 'claims' name no length"):
+    with pytest.raises(UserError, match=r"shares\.length is given, and the forms of the prompt 'claims' name no length"):
         weights(claims, few, "claims")
     plain = weights(claims, Shares(), "claims")
     assert plain["joined"] == pytest.approx(0.2)
