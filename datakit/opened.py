@@ -15,14 +15,14 @@ from pydantic import ValidationError
 from datakit import storage
 from datakit.errors import BuildError, UserError
 from datakit.publish.manifest import MANIFEST_VERSION, Manifest
-from datakit.schema import EXAMPLE, REJECTED
+from datakit.schema import EXAMPLE, JUDGED, REJECTED
 
 if TYPE_CHECKING:
     from datakit.explain import Explanation
 
 # A row that was in order, and for which the mixture had no room. Its text is not published.
 NOT_SAMPLED = pa.schema([pa.field("row_id", pa.string()), pa.field("category", pa.string()), pa.field("step", pa.string())])
-PARTS = {"train": EXAMPLE, "validation": EXAMPLE, "rejected": REJECTED, "not_sampled": NOT_SAMPLED}
+PARTS = {"train": EXAMPLE, "validation": EXAMPLE, "rejected": REJECTED, "not_sampled": NOT_SAMPLED, "judged": JUDGED}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,15 @@ class Build:
         """row_id, category and step of the rows that nothing was wrong with, and that were not drawn."""
         return self.frame("not_sampled")
 
+    def judged(self) -> pl.LazyFrame:
+        """What judges said of rows (schema.JUDGED): row_id, category, query, positive, criterion, score from 1 to 5, kept.
+
+        One row for each that a judge was asked about, wherever it went afterwards; `score` is null where an answer had none.
+        """
+        return self.frame("judged")
+
     def files(self, part: str) -> list[str]:
-        """The Parquet files of a part ("train", "validation", "rejected", "not_sampled"), in order."""
+        """The Parquet files of a part ("train", "validation", "rejected", "not_sampled", "judged"), in order."""
         return [os.path.join(self.path, name) for name in sorted(self.manifest.files) if name.startswith(f"{part}/")]
 
     def frame(self, part: str) -> pl.LazyFrame:

@@ -16,13 +16,14 @@ from datakit.encoders.embed import embed_step
 from datakit.errors import UserError
 from datakit.executor import Executor
 from datakit.filters import filter_step
+from datakit.filters.judge import Asking, Judging
 from datakit.mixing.mix import mix_step
 from datakit.negatives.mine import mine_step
 from datakit.negatives.screen import screen_step
 from datakit.normalise import normalise_step
 from datakit.progress import BuildWatcher
 from datakit.publish.publish import PublishedBuild, check_output, publish
-from datakit.recipe import CategoryRecipe, Recipe, RoundTripFilter, Synthesis
+from datakit.recipe import CategoryRecipe, ClusterSelect, JudgeFilter, Recipe, RoundTripFilter, Synthesis
 from datakit.registry import Category
 from datakit.registry import load as load_registry
 from datakit.sources.origins import check_origins
@@ -30,7 +31,7 @@ from datakit.sources.public import filled_in, listed
 from datakit.sources.read import documents_step, read_step
 from datakit.split import split_step
 from datakit.step import Output, Step, run
-from datakit.synthesis.synthesise import synthesise_step
+from datakit.synthesis.synthesise import Synthesising, synthesise_step
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ def plan(recipe: Recipe) -> Plan:
         if isinstance(item, RoundTripFilter):
             encoder, seen = recipe.encoders[item.encoder], embedded(item.encoder)
             rows = add(filter_step(number, item, (rows,), seen, encoder, assets))
+        elif isinstance(item, JudgeFilter):
+            asking = Asking(recipe.engines[item.engine], recipe.budget, recipe.seed, _asking(steps))
+            rows = add(filter_step(number, item, (rows,), None, None, assets, asking))
         else:
             rows = add(filter_step(number, item, (rows,), None, None, assets))
     for number, dedup in enumerate(recipe.dedup):
@@ -132,10 +136,15 @@ def _synthesised(
         documents,
         assets,
         recipe.shard_rows,
-        # One budget is for all of them.
-        [step for step in before if step.name.startswith("synthesise-")],
+        _asking(before),
         recipe.categories[name].language,
+        recipe.encoders[synthesis.select.encoder] if isinstance(synthesis.select, ClusterSelect) else None,
     )
+
+
+def _asking(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Those that ask a language model: one budget is for all of them."""
+    return tuple(step for step in steps if isinstance(step.parameters, Synthesising | Judging))
 
 
 def entry(name: str, category: CategoryRecipe, registry: Mapping[str, Category]) -> Category:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from datakit.errors import UserError
+from datakit.filters import judge
 from datakit.measured import Measured, Sizes, Yield, latest, measured, sizes, yields
 from datakit.pipeline import plan
 from datakit.recipe import AnyEngine, OpenAIEngine, Price, Recipe
@@ -142,7 +143,7 @@ def _asked(step: Step, cache: str) -> dict[str, int] | None:
     if is_cached(step, cache):
         answered = int(load(step, cache).report.notes.get("requests", 0))
         return {"requests": 0, "answered": answered, "prompt_tokens": 0, "completion_tokens": 0}
-    return planned(step, cache)
+    return judge.planned(step, cache) if isinstance(step.parameters, judge.Judging) else planned(step, cache)
 
 
 def report(recipe: Recipe, pairs: int | None, gpus: int) -> Group:
@@ -153,6 +154,7 @@ def report(recipe: Recipe, pairs: int | None, gpus: int) -> Group:
     steps = plan(recipe).steps
     asked = wanted(recipe, steps)
     parts: list[RenderableType] = [_steps_table(recipe, steps)]
+    parts += _judges(recipe, steps)
     if not asked:
         if pairs is not None:
             raise UserError(f"'{recipe.name}' has no category with 'synthesis': no number of pairs can be asked for.")
@@ -238,6 +240,24 @@ def _engines_table(
             "no price" if price is None else "not known" if cost.money is None else f"{about(cost.money)} {price.currency}",
         )
     return table
+
+
+def _judges(recipe: Recipe, steps: Sequence[Step]) -> list[RenderableType]:
+    """What is left to ask judges, which ask once for each row that reaches them. Not part of a target of pairs."""
+    table = Table(title="Judges, what is left to ask", title_justify="left")
+    for heading in ("step", "engine", "answered", "requests", "prompt tokens", "completion tokens"):
+        table.add_column(heading, justify="left" if heading in ("step", "engine") else "right")
+    for step in steps:
+        if not isinstance(step.parameters, judge.Judging):
+            continue
+        counts = _asked(step, recipe.cache)
+        name = step.parameters.filter.engine
+        if counts is None:
+            table.add_row(step.name, name, "", f"known after {step.inputs[0].name}")
+            continue
+        left = [about(counts[key]) for key in ("prompt_tokens", "completion_tokens")]
+        table.add_row(step.name, name, f"{counts['answered']:,}", f"{counts['requests']:,}", *left)
+    return [table] if table.row_count else []
 
 
 def tokens(asked: Wanted, known: Measured | None) -> tuple[float | None, float | None]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from datakit.assets import Assets
 from datakit.errors import UserError
-from datakit.filters import language, length, quality, round_trip, toxicity, toxicity_detoxify, toxicity_embedded
+from datakit.filters import judge, language, length, quality, round_trip, toxicity, toxicity_detoxify, toxicity_embedded
 from datakit.recipe import (
     AnyFilter,
     Encoder,
+    JudgeFilter,
     LanguageFilter,
     LengthFilter,
     QualityFilter,
@@ -25,15 +26,23 @@ REASONS: dict[str, tuple[str, ...]] = {
     "toxicity": toxicity.REASONS,
     "quality": quality.REASONS,
     "round_trip": round_trip.REASONS,
+    "judge": judge.REASONS,
 }
 
 
 def filter_step(
-    number: int, filter: AnyFilter, inputs: tuple[Step, ...], vectors: Step | None, encoder: Encoder | None, assets: Assets
+    number: int,
+    filter: AnyFilter,
+    inputs: tuple[Step, ...],
+    vectors: Step | None,
+    encoder: Encoder | None,
+    assets: Assets,
+    asking: judge.Asking | None = None,
 ) -> Step:
     """The step of the recipe's filter `number` (from 0) on the rows of `inputs`.
 
     `vectors` is the embed step that `encoder` made, over these rows or over rows that they come from; only round_trip needs both.
+    `asking` says how a judge asks.
     A model that is missing, and a language that the model cannot tell, are a UserError here, before anything runs.
     """
     name = f"filter-{filter.type.replace('_', '-')}"
@@ -71,6 +80,10 @@ def filter_step(
             function, version = round_trip.work, round_trip.VERSION
             side = (vectors,)
             packages = ("numpy",)
+        case JudgeFilter():
+            if asking is None:
+                raise UserError(f"The filter 'judge' needs the engine '{filter.engine}', and was given none.")
+            return judge.judge_step(name, filter, asking, inputs, assets)
     return Step(name, version, function, filter, inputs, side, digests, packages)
 
 

@@ -47,7 +47,10 @@ HUB_SIZES = (
 
 MOST_WARNINGS = 10
 
-REJECTED_CONFIG = {"config_name": "rejected", "data_files": [{"split": "rejected", "path": "rejected/*.parquet"}]}
+# Parts with columns of their own.
+CONFIGS = {
+    part: {"config_name": part, "data_files": [{"split": part, "path": f"{part}/*.parquet"}]} for part in ("rejected", "judged")
+}
 
 COLUMNS = {
     "row_id": "digest of source, record and position; what `datakit explain` takes",
@@ -77,7 +80,7 @@ def render(build: Build) -> str:
 
 
 def head(build: Build) -> dict[str, Any]:
-    """The YAML head. `rejected` is a config of its own, since its columns differ."""
+    """The YAML head. `rejected` and `judged` are configs of their own, since their columns differ."""
     manifest = build.manifest
     entries = list(manifest.categories.values())
     languages = sorted({language for entry in entries for language in entry.languages if language != "und"})
@@ -98,9 +101,14 @@ def head(build: Build) -> dict[str, Any]:
                 "data_files": [{"split": part, "path": f"{part}/*.parquet"} for part in splits],
             },
             # `datasets` cannot load a split without rows.
-            *([REJECTED_CONFIG] if manifest.totals.rejected else []),
+            *(config for part, config in CONFIGS.items() if any(manifest.files[name].rows for name in _names(build, part))),
         ],
     }
+
+
+def _names(build: Build, part: str) -> list[str]:
+    """The names of the files of a part in the manifest."""
+    return [name for name in build.manifest.files if name.startswith(f"{part}/")]
 
 
 def _licence(entries: list[CategoryEntry]) -> list[str]:
@@ -124,6 +132,11 @@ def _sections(build: Build) -> list[str]:
         f"rejected and stand in `rejected/`, each with its reason; {totals.not_sampled:,} were in order and not drawn. "
         "`report.html` shows all of it."
     )
+    if scored := sum(manifest.files[name].rows or 0 for name in _names(build, "judged")):
+        sections.append(
+            f"A language model judged {scored:,} rows; its scores from 1 to 5 stand in `judged/`, as labels for a classifier. "
+            "They are as good as that model."
+        )
     sections.append(_loading(build))
     sections.append("## Categories\n\n" + _table(
         ["category", "task", "rows in", "rejected", "not sampled", "train", "validation", "languages"],

@@ -21,11 +21,12 @@ import yaml
 
 from datakit import storage
 from datakit.errors import BuildError, UserError
+from datakit.filters import judge
 from datakit.opened import NOT_SAMPLED, open_build
 from datakit.publish import balance, card, diversity, manifest, report
 from datakit.recipe import Recipe, resolved
 from datakit.registry import Category
-from datakit.schema import REJECTED
+from datakit.schema import JUDGED, REJECTED
 from datakit.step import Output, Step, package_version
 
 log = logging.getLogger(__name__)
@@ -134,12 +135,15 @@ def _temporary(folder: str) -> Iterator[str]:
 
 
 def _write_rows(folder: str, recipe: Recipe, steps: Sequence[tuple[Step, Output]], final: Output) -> dict[str, manifest.File]:
-    """Writes the four parts. Returns their files, by name."""
+    """Writes the parts. Returns their files, by name."""
     files: dict[str, manifest.File] = {}
     for part in PARTS:
         files |= _copy_part(folder, part, final)
     files |= _write_tables(folder, "rejected", _rejected(steps), REJECTED, recipe.shard_rows)
     files |= _write_tables(folder, "not_sampled", _not_sampled(steps), NOT_SAMPLED, recipe.shard_rows)
+    if any(isinstance(step.parameters, judge.Judging) for step, _ in steps):
+        said = (table for step, output in steps for table in judge.scores(step, output))
+        files |= _write_tables(folder, "judged", said, JUDGED, recipe.shard_rows)
     return files
 
 
