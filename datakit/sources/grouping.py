@@ -61,7 +61,7 @@ class Scatter:
         columns = columns_of(shape)
         mapper, writer = PairMapper(columns, self.job.reading.language), self.job.writer(folder)
         sender = Sender(folder, "sent", SENT, BUCKETS + 1)
-        classes = None if self.classes is None else Classes.load(self.classes)
+        classes = None if self.classes is None else Classes(self.classes)
         with self.job.declared():
             for name, read in parts(self.job, unit, columns):
                 writer.begin(name)

@@ -32,25 +32,19 @@ CHUNK = 4096
 POOL = BUCKETS
 POOL_TEXTS = 65_536
 POOL_CHARACTERS = 32 << 20
+_ODD = 0x9E3779B97F4A7C15
 _COUNTED = pa.schema([("label", pa.string()), ("texts", pa.int64()), ("characters", pa.int64()), ("name", pa.string())])
 
 
-@dataclass(frozen=True)
 class Classes:
-    """The labels in order, with the number of texts, their characters, and the name of each class."""
+    """The classes by label: how many texts each has, and its name. `share` is how many texts of each class are in the sample."""
 
-    texts: dict[str, int]
-    characters: int
-    names: dict[str, str]
-
-    @classmethod
-    def load(cls, path: str) -> Classes:
-        return cls.of(storage.read_table(path))
-
-    @classmethod
-    def of(cls, table: pa.Table) -> Classes:
-        labels, texts, characters, names = (column.to_pylist() for column in table.columns)
-        return cls(dict(zip(labels, texts, strict=True)), sum(characters), dict(zip(labels, names, strict=True)))
+    def __init__(self, path: str) -> None:
+        labels, texts, characters, names = (column.to_pylist() for column in storage.read_table(path).columns)
+        self.texts: dict[str, int] = dict(zip(labels, texts, strict=True))
+        self.names: dict[str, str] = dict(zip(labels, names, strict=True))
+        mean = max(1.0, sum(characters) / max(1, sum(texts)))
+        self.share = min(POOL_TEXTS, POOL_CHARACTERS / mean) / max(1, len(labels))
 
 
 def columns_of(shape: Labelled) -> Columns:
@@ -158,10 +152,7 @@ def place(classes: Classes, seed: str, label: str, text: str) -> Iterator[int]:
     count = classes.texts[label]
     chunk = drawn("chunk", text) % -(-count // CHUNK)
     yield bucket(label, str(chunk))
-    total = sum(classes.texts.values())
-    mean = max(1.0, classes.characters / total)
-    share = min(POOL_TEXTS, POOL_CHARACTERS / mean) / len(classes.texts)
-    if drawn("pool", seed, label, text) < share / count * 2**64:
+    if drawn("pool", seed, label, text) < classes.share / count * 2**64:
         yield POOL
 
 
@@ -181,13 +172,15 @@ class Pool:
     def others(self, label: str, text: str, count: int, seed: str, without: set[str]) -> list[str]:
         """Texts of other classes, one of each before a second one of any. A text that is of this class too is none of them."""
         found: dict[str, None] = {}
+        draw = drawn("exemplar", seed, label, text)
         for turn in range(max(map(len, self.texts.values()), default=0)):
             for number in walk(len(self.labels), seed, label, text):
                 other = self.texts[self.labels[number]]
                 if len(found) == count:
                     return list(found)
                 if self.labels[number] != label and turn < len(other):
-                    candidate = other[(drawn("exemplar", seed, self.labels[number], text) + turn) % len(other)]
+                    # The draw is mixed with the class, so that one draw does for all classes.
+                    candidate = other[((draw ^ (number * _ODD)) + turn) % len(other)]
                     if label not in self.classes[candidate] and candidate not in without:
                         found[candidate] = None
         return list(found)

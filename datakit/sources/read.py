@@ -240,7 +240,7 @@ class _ReadUnit:
         if self.classes is not None:
             assert isinstance(source, TableSource)
             assert isinstance(source.grouping, Labelled)
-            classes, seed = Classes.load(self.classes), str(self.job.reading.seed)
+            classes, seed = Classes(self.classes), str(self.job.reading.seed)
             return labelled.columns_of(source.grouping), NameMapper(source.grouping, source.mapping, language, classes, seed)
         if isinstance(source, PythonDocsSource):
             columns = python_docs.COLUMNS[self.job.documents]

@@ -195,3 +195,15 @@ def test_ids_of_unpacked_rows_do_not_depend_on_the_order_of_records(tmp_path: Pa
         found.append(sorted(row["row_id"] for row in rows(output(source, tmp_path / f"cache-{name}"))))
     assert len(set(found[0])) == 18
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"query": "title", "positive": "positive"}, "'columns' names 'title', and after 'group' there are: query, positive"),
+        ({"document": "positive"}, "'group' gives pairs, and 'columns' names a document"),
+    ],
+)
+def test_columns_after_grouping_are_those_that_it_gives(columns: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        files("x.jsonl", columns, reshape=[{"type": "group", "by": "key", "text": "text"}])
