@@ -318,8 +318,8 @@ FORMAT = (
         rf"{_COMMAND}(?:use|return|output|give|produce) (?:your |the )?(?:answers?|responses?|repl(?:y|ies)|{_ASKED}) (?:in|as) (?:a |an )?{_FORMATS}\b",
     ),
     rule(
-        "topic of|subject of|answer of|answer to|focus of|theme of & question|quer|answer|respon",
-        rf"\b(?:topic|subject|answer|focus|theme|point) (?:of|to|in) (?:every|each|all|your|all of your|all the) (?:\w+ )?{_SAID}\b",
+        "topic of|subject of|focus of|theme of & question|quer|answer|respon",
+        rf"\b(?:topic|subject|focus|theme) of (?:every|each|all|all of your|all the) (?:\w+ )?{_SAID}\b",
     ),
     rule(
         "all |both & question|quer & mention|contain|include",
@@ -366,7 +366,6 @@ TOKENS = (
         r"\[/?(?:system_prompt|available_tools|tool_calls)\]|<extra_id_\d+>\s*(?:system|user|assistant)",
     ),
     rule("##", r"(?:^|\n|[.!?] )#{2,4} ?(?:system|instructions?|response|assistant|human|user|input) ?(?:prompt|message)? ?:"),
-    rule("role", r"[\"']role[\"'] ?: ?[\"'](?:system|assistant|user|developer)[\"']"),
 )
 _ORDERING = (
     r"(?:you (?:are|must|should|will|shall|now|have|may)|ignore|from now|new |do not|don't|always|never|please|respond|answer|reply|output|write|print"
@@ -385,6 +384,10 @@ TURN = (
     rule(
         "human|user & assistant|ai|model|bot & :",
         r"(?:^|\n|[.!?] )(?:human|user) ?: ?(?:[\w ,!.']{0,30}?\b)?(?:ignore|disregard|forget|write|print|output|say|repeat|reveal|respond|reply|answer|instead|tell me|show me|stop)\b[^\n]*\n(?:assistant|ai|model|bot) ?:",
+    ),
+    rule(
+        "role & system|developer & content",
+        rf"[\"']role[\"'] ?: ?[\"'](?:system|developer)[\"'] ?, ?[\"']content[\"'] ?: ?[\"'] ?(?!you are an? (?:helpful|friendly|pirate|assistant|expert|useful)){_ORDERING}\b",
     ),
 )
 ROLE = (
