@@ -10,7 +10,7 @@ from datakit.registry import Category
 
 
 def filled_in(recipe: Recipe, entries: Mapping[str, Category]) -> tuple[Recipe, dict[str, str]]:
-    """The recipe with the sources in it, so that it says the same with another registry, and the entry that named them, by category.
+    """The recipe with its sources in it, so that it needs no registry, and by category the entry that named them.
 
     Rows get the language of an entry that has one. Raises a UserError for an entry without sources.
     """
