@@ -51,6 +51,9 @@ FILE = "judged.parquet"
 # Tokens of an answer, about: "Score: 4" and what ends it.
 _ANSWER_TOKENS = 6
 
+# So many rows with one score are no chance.
+_TELLING = 20
+
 log = logging.getLogger(__name__)
 
 
@@ -349,6 +352,12 @@ def _tell(name: str, notes: dict[str, Any], parameters: Judging) -> None:
             filter.engine,
             fate,
         )
+    known = [score for score in notes["scores"] if score != "none"]
+    if len(known) == 1 and notes["judged"] >= _TELLING:
+        log.warning(
+            "%s: '%s' gives all of %d rows the score %s, so that it tells nothing of them. Take another model.",
+            name, filter.engine, notes["judged"] - notes["unparsable"], known[0],
+        )  # fmt: skip
     if notes["shortened"]:
         log.info("%s: %d pairs were judged by their first %d characters.", name, notes["shortened"], filter.max_characters)
     if not notes["judged"] and notes["not_written"]:

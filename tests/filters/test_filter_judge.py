@@ -149,6 +149,17 @@ def test_a_row_is_not_lost_because_the_judge_stammers(tmp_path: Path, caplog: py
     assert {each["detail"] for each in refused if each["reason"] == "judge_unparsable"} == {"I would rather not say."}
 
 
+def test_a_judge_that_says_the_same_of_all_rows_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(answer=lambda body: "Score: 4") as server:
+        run_step(judge(tmp_path, openai_engine(server), [pairs(25)]), str(tmp_path))
+        assert "'e' gives all of 25 rows the score 4, so that it tells nothing of them" in caplog.text
+        caplog.clear()
+        run_step(judge(tmp_path, openai_engine(server), [pairs(5)]), str(tmp_path))
+    with serving(answer=by_mark) as server:
+        run_step(judge(tmp_path / "b", openai_engine(server), [pairs(25)]), str(tmp_path / "b"))
+    assert "tells nothing" not in caplog.text
+
+
 def test_a_share_is_drawn_by_row_and_the_others_pass_unjudged(tmp_path: Path) -> None:
     with serving(answer=lambda body: "Score: 1") as server:
         made = [judge(tmp_path, openai_engine(server), [pairs(400)], share=share, seed=seed) for share, seed in
