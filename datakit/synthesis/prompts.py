@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import yaml
 from jinja2 import FunctionLoader, StrictUndefined, TemplateError, nodes
-from jinja2.meta import find_referenced_templates
+from jinja2.meta import find_referenced_templates, find_undeclared_variables
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -125,13 +125,14 @@ class Wish:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt file. `blocks` render its parts; `instructions` are what it says in all requests, folded."""
+    """A prompt file. `blocks` render its parts, `instructions` are what it always says, folded; `uses` are its variables."""
 
     path: str
     digest: str
     head: Head
     blocks: Mapping[str, Callable[[Mapping[str, Any]], str]]
     instructions: tuple[str, ...]
+    uses: frozenset[str]
 
     @property
     def label(self) -> str:
@@ -303,7 +304,8 @@ def load(name: str, small: bool = False) -> Prompt:
     all_bytes = storage.bytes_digest(source.encode())
     if parts:
         all_bytes = digest("prompt", all_bytes, *parts)
-    return Prompt(path, all_bytes, head, {name: block(name) for name in blocks}, instructions)
+    uses = frozenset(name for tree in trees for name in find_undeclared_variables(tree))
+    return Prompt(path, all_bytes, head, {name: block(name) for name in blocks}, instructions, uses)
 
 
 def _sentences(texts: Sequence[str], words: int) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from datakit.synthesis.passages import Passage
 from datakit.synthesis.personas import Persona
 from datakit.synthesis.prompts import Prompt, Wish
 from datakit.synthesis.rows import Asked, Facts
+
+log = logging.getLogger(__name__)
 
 # Tasks that are thought of where the recipe does not say how many.
 TASKS = 100
@@ -58,6 +61,9 @@ def material(synthesis: Synthesis, how: Writing) -> Material:
         raise UserError(f"The prompt '{how.prompt}' chooses among classes. Give 'synthesis.labels' at least two of them.")
     if prompt.head.needs_languages and not how.languages:
         raise UserError(f"The prompt '{how.prompt}' needs to know the language. Give 'synthesis.languages', such as [de, fr].")
+    for name, variable in (("style", "style"), ("positive", "positive"), ("languages", "language"), ("labels", "labels")):
+        if getattr(synthesis, name) and variable not in prompt.uses:
+            log.warning("synthesis.%s is given, and the prompt '%s' does not use it.", name, prompt.head.name)
     people, people_digest = personas.load(synthesis)
     weights = shares.weights(prompt.head.forms, synthesis.shares, how.prompt)
     return Material(people, people_digest, prompt, weights)

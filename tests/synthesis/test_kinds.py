@@ -306,6 +306,13 @@ def test_what_does_not_fit_is_said_before_anything_runs(
         step(tmp_path / "cache", "http://127.0.0.1:1/v1", writing, texts=texts, **options)
 
 
+def test_what_a_prompt_does_not_use_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    step(tmp_path / "cache", "http://127.0.0.1:1/v1", {"style": "of the category"}, texts=["a"], small_model=True)
+    assert not caplog.messages
+    step(tmp_path / "cache", "http://127.0.0.1:1/v1", {}, texts=["a"], small_model=True, style="s", languages=["de"])
+    assert caplog.messages == ["synthesis.style is given, and the prompt 'questions-small' does not use it."]
+
+
 def test_a_recipe_may_read_nothing_where_a_model_thinks_of_tasks() -> None:
     engines = {"llm": {"type": "openai", "model": "m"}}
     define = {"task": "retrieval", "instruction": "Find it"}
