@@ -15,6 +15,7 @@ from typing import NamedTuple
 from datakit.synthesis import injection_english as english
 from datakit.synthesis import injection_foreign as foreign
 from datakit.synthesis import injection_forms as forms
+from datakit.synthesis import injection_turns as turns
 
 # "Ignore the above and ...": what was asked before is to be put aside, or the reader is called upon as a model.
 INJECTION_OVERRIDE = "injection_override"
@@ -74,11 +75,11 @@ def _english(text: str) -> Injection | None:
     written, said = text, forms.words(text)
     in_written, in_said = dict[str, bool](), dict[str, bool]()
     return (
-        _first(INJECTION_ROLE, english.TOKENS, written, in_written)
-        or _first(INJECTION_FENCE, english.FENCE, written, in_written)
-        or _first(INJECTION_ROLE, english.TURN, written, in_written)
+        _first(INJECTION_ROLE, turns.TOKENS, written, in_written)
+        or _first(INJECTION_FENCE, turns.FENCE, written, in_written)
+        or _first(INJECTION_ROLE, turns.TURN, written, in_written)
         or _first(INJECTION_OVERRIDE, english.OVERRIDE, said, in_said)
-        or _first(INJECTION_ROLE, english.ROLE, said, in_said)
+        or _first(INJECTION_ROLE, turns.ROLE, said, in_said)
         or _first(INJECTION_EXFILTRATION, english.EXFILTRATION, said, in_said)
         or _first(INJECTION_FORMAT, english.FORMAT, said, in_said)
         or _first(INJECTION_EXFILTRATION, (english.IMAGE,), written, in_written)

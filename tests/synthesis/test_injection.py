@@ -22,6 +22,7 @@ from datakit.synthesis import injection, passages
 from datakit.synthesis import injection_english as english
 from datakit.synthesis import injection_foreign as foreign
 from datakit.synthesis import injection_forms as forms
+from datakit.synthesis import injection_turns as turns
 from datakit.synthesis.injection import detect, find
 
 FILE = yaml.safe_load(Path(__file__).with_name("attacks.yaml").read_text())
@@ -118,11 +119,11 @@ def test_the_words_that_a_rule_needs_are_in_all_that_it_matches() -> None:
         written = forms.lines(f"{BEFORE}\n{attack['text']}")
         for text in (written, forms.words(written), forms.folded(written)):
             for rule in (
-                *english.TOKENS,
-                *english.FENCE,
-                *english.TURN,
+                *turns.TOKENS,
+                *turns.FENCE,
+                *turns.TURN,
                 *english.OVERRIDE,
-                *english.ROLE,
+                *turns.ROLE,
                 *english.EXFILTRATION,
                 *english.FORMAT,
                 english.IMAGE,

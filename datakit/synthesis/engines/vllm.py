@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datakit.assets import locate
-from datakit.errors import MissingExtra, UserError
+from datakit.errors import BuildError, MissingExtra, UserError
 from datakit.recipe import VllmEngine
 from datakit.synthesis import prompts
 from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
@@ -42,11 +42,25 @@ class VllmChat:
                 started = time.monotonic()
                 self._model = load(self.name, self.config)
                 self.loading_seconds += time.monotonic() - started
-            answers = generate(self._model, self.config, [request.conversation for request in batch], seed_of(batch))
+            answers = self._generate(batch)
             desk.answered([(request.key, answer) for request, answer in zip(batch, answers, strict=True)])
 
     def close(self) -> None:
         self._model = None
+
+    def _generate(self, batch: Batch) -> list[Answer]:
+        """The answers to one batch; what vLLM fails with as an error for the person."""
+        try:
+            return generate(self._model, self.config, [request.conversation for request in batch], seed_of(batch))
+        except ValueError as error:
+            raise UserError(
+                f"engines.{self.name}: vLLM refuses a request: {_first_line(error)}. Finished answers are kept."
+            ) from error
+        except Exception as error:
+            raise BuildError(
+                f"engines.{self.name}: vLLM stopped: {type(error).__name__}: {_first_line(error)}. Its own log above says more. "
+                "Finished answers are kept: run the same command again."
+            ) from error
 
 
 def load(name: str, config: VllmEngine) -> Any:
@@ -59,6 +73,8 @@ def load(name: str, config: VllmEngine) -> Any:
     if not os.path.isdir(folder) and (os.path.exists(folder) or folder.startswith(("/", "."))):
         what = "is a file" if os.path.exists(folder) else "does not exist"
         raise UserError(f"engines.{name}: 'model' should be a folder with a model, and '{folder}' {what}.")
+    from vllm.platforms import current_platform
+
     try:
         model = vllm.LLM(
             **{
@@ -68,14 +84,15 @@ def load(name: str, config: VllmEngine) -> Any:
                 "max_model_len": config.max_model_len,
                 "enable_prefix_caching": True,
                 "seed": 0,
+                # A prompt that is read in parts sets the generator of its request back, which generators on CPUs refuse (0.32).
+                **({"enable_chunked_prefill": False} if current_platform.is_cpu() else {}),
                 **config.options,
             }
         )
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        line = next(iter(str(error).strip().splitlines()), "")[:300].rstrip(".")
         raise UserError(
-            f"engines.{name}: vLLM cannot load the model '{config.model.raw}': {type(error).__name__}: {line}. Its own log above "
-            "says more; check the folder, 'dtype', 'max_model_len' and 'options'."
+            f"engines.{name}: vLLM cannot load the model '{config.model.raw}': {type(error).__name__}: {_first_line(error)}. Its "
+            "own log above says more; check the folder, 'dtype', 'max_model_len' and 'options'."
         ) from error
     log.info("engines.%s: loaded '%s' with vLLM.", name, config.model.raw)
     return model
@@ -107,6 +124,10 @@ def generate(model: Any, config: VllmEngine, conversations: Sequence[Conversatio
         reason = "length" if completion.finish_reason == "length" else "stop"
         answers.append(Answer(completion.text, reason, len(output.prompt_token_ids or ()), len(completion.token_ids)))
     return answers
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:300].rstrip(".")
 
 
 def _form(config: VllmEngine, conversation: Conversation) -> dict[str, Any]:
