@@ -174,6 +174,7 @@ def main() -> None:
         told("offline, batches of a quarter", {**offline, "batch_size": quarter})
         print()
         print(same(outcomes["offline"], outcomes["offline again"]))
+        # Seeds come from batches, so that this tells of both: of other seeds and of other neighbours.
         print(same(outcomes["offline"], outcomes["offline, batches of a quarter"]))
     finally:
         shutil.rmtree(root)
