@@ -10,7 +10,6 @@ Markers, unlike a renamed folder, hold on object stores too.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 import platform
 import time
@@ -23,6 +22,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from datakit import storage
+from datakit.distributions import canonical, installed
 from datakit.errors import BuildError
 from datakit.executor import Executor
 from datakit.recipe import deciding
@@ -91,10 +91,8 @@ def package_version(name: str) -> str:
     """The installed version of a distribution; of the interpreter for "python"; "absent" where it is not installed."""
     if name == "python":
         return platform.python_version()
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+    found = installed().get(canonical(name))
+    return found.version if found else "absent"
 
 
 class Report(BaseModel):

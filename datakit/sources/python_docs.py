@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import pydoc_data.topics
-import re
 import sys
 from collections.abc import Iterator
 
+from datakit.distributions import canonical, installed
 from datakit.errors import UserError
 from datakit.recipe import Columns, PythonDocsSource
 from datakit.sources import docstrings, readme, topics
@@ -79,20 +79,16 @@ def _in_turns(
 
 def _installed(source: PythonDocsSource) -> list[str]:
     """Names of the distributions to read, in the form that package indexes use, sorted."""
-    installed = {_canonical(found.name): found for found in importlib.metadata.distributions() if found.name}
+    there = installed()
     for name in source.packages:
-        if _canonical(name) not in installed:
+        if canonical(name) not in there:
             raise UserError(f"The distribution '{name}' is not installed. Install it (pip install {name}), or take it out.")
-    return sorted({_canonical(name) for name in source.packages} or installed)
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return sorted({canonical(name) for name in source.packages} or there)
 
 
 def _packages(source: PythonDocsSource) -> Iterator[Record]:
     for name in _installed(source):
-        metadata = importlib.metadata.metadata(name)
+        metadata = installed()[name].metadata
         summary = " ".join((metadata["Summary"] or "").split())
         raw = metadata["Description"] or ""
         text = readme.plain(raw, metadata["Description-Content-Type"])
