@@ -36,7 +36,7 @@ categories:
     synthesis: {{engine: served, documents: {documents}, personas_per_document: 2, queries: 3, small_model: true}}
 engines:
   served:
-    {{type: openai, model: "{model}", base_url: "{url}", temperature: 0, max_tokens: 60, concurrency: 4, timeout: 20,
+    {{type: openai, model: "{model}", base_url: "{url}", temperature: 0, max_tokens: 40, concurrency: 2, timeout: 25,
      attempts: 20}}
 split: {{validation: 0}}
 """
