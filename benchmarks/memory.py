@@ -9,6 +9,7 @@ proportional set sizes (PSS) of the build and its workers, read every 0.2 s.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -43,7 +44,7 @@ def write_rows(folder: Path, number: int) -> None:
     """Rows of 40 to 80 words from a vocabulary of 20,000 with Zipf-like frequencies; every twentieth is nearly the one before."""
     draw = random.Random(1)
     words = [f"w{draw.randrange(36**5):x}" for _ in range(20_000)]
-    weights = [1 / (rank + 10) for rank in range(len(words))]
+    weights = list(itertools.accumulate(1 / (rank + 10) for rank in range(len(words))))
     previous = ""
     file = None
     for i in range(number):
@@ -51,7 +52,7 @@ def write_rows(folder: Path, number: int) -> None:
             if file:
                 file.close()
             file = (folder / f"rows-{i // 250_000:03d}.jsonl").open("w")
-        text = previous + " again" if i % 20 == 19 else " ".join(draw.choices(words, weights, k=draw.randint(40, 80)))
+        text = previous + " again" if i % 20 == 19 else " ".join(draw.choices(words, cum_weights=weights, k=draw.randint(40, 80)))
         previous = text
         query = " ".join(draw.sample(text.split(), 8))
         assert file is not None
