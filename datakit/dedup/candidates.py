@@ -7,9 +7,8 @@
     (then)       group   -> compare (`read_group`, and the kernels of verify.py)
 
 Most rows share no band with any other, and go no further than `meet`. A group holds whole components, so that it can be worked
-on without looking at another one. Memory: one shard (`sign`, `send`), the keys of one band of all rows and the links among
-PARTITION_KEYS of them (`meet`), 16 bytes for each row (`components`), GROUP_ROWS rows or one component, whichever is larger
-(groups).
+on without looking at another one. Memory: one shard (`sign`, `send`), PARTITION_KEYS keys and the links among them (`meet`), 32
+bytes for each row (`components`), GROUP_BYTES of sets and keys or one component, whichever is larger (groups).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +30,9 @@ from datakit.step import Work
 log = logging.getLogger(__name__)
 
 PARTITION_KEYS = 4_000_000
-GROUP_ROWS = 100_000
+GROUP_BYTES = 64 << 20
+# What a row in a group takes besides its shingles and keys: where it stands, and its ids.
+_ROW_BYTES = 150
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def find(work: Work, settings: MinHashDedup, view: View, columns: list[str], car
     partitions = _partitions(bands.bands, sum(sizes))
     work.map("meet", _Meet(files), partitions)
     links = [work.files("meet", number, "links.parquet") for number in range(len(partitions))]
-    (found,) = work.map("components", _Components(links), [sizes])
+    (found,) = work.map("components", _Components(files, links, _ROW_BYTES + 8 * bands.bands), [sizes])
     notes = {
         "bands": bands.bands,
         "rows_in_band": bands.rows,
@@ -151,7 +152,7 @@ class _Sign:
 
 
 def sign(texts: Texts, settings: MinHashDedup, bands: Bands) -> pa.Table:
-    """The rows that have something to compare: `row`, `shingles_N` for each text, and `band_N` for each band."""
+    """The rows that have something to compare: `row`, `size` (shingles), `shingles_N` for each text, `band_N` for each band."""
     from datakit.dedup.shingles import shingles
 
     words = settings.shingle == "word"
@@ -162,7 +163,7 @@ def sign(texts: Texts, settings: MinHashDedup, bands: Bands) -> pa.Table:
     rows = np.flatnonzero(there)
     starts = np.stack([part.starts[:-1][rows] for part in sets], axis=1)
     sizes = np.stack([part.sizes[rows] for part in sets], axis=1)
-    columns: dict[str, pa.Array] = {"row": pa.array(rows, pa.int64())}
+    columns: dict[str, pa.Array] = {"row": pa.array(rows, pa.int64()), "size": pa.array(sizes.sum(axis=1), pa.int64())}
     tokens = np.empty(int(sizes.sum()), np.uint64)
     ends = np.cumsum(sizes).reshape(sizes.shape)
     for number, part in enumerate(sets):
@@ -194,9 +195,8 @@ class _Meet:
         ends: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for band, number, ranges in parts:
             name = f"band_{band}"
-            keys = np.concatenate([storage.read_table(file, [name]).column(name).to_numpy() for file in self.files])
-            nodes = np.flatnonzero(keys % np.uint64(ranges) == number) if ranges > 1 else np.arange(len(keys))
-            members, begins, counts = shared(keys[nodes])
+            nodes, keys = _in_range(self.files, name, number, ranges)
+            members, begins, counts = shared(keys)
             left, right = nodes[np.repeat(members[begins], counts)], nodes[members]
             ends.append((left[left != right], right[left != right]))
         left, right = (np.concatenate(side) for side in zip(*ends, strict=True))
@@ -204,11 +204,49 @@ class _Meet:
         return {"links": len(left)}
 
 
+def _in_range(files: Sequence[str], name: str, number: int, ranges: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The rows whose keys of a band are in range `number` of `ranges`, and these keys. Holds no others, but those of one file."""
+    nodes, keys = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    before = 0
+    for file in files:
+        read = storage.read_table(file, [name]).column(name).to_numpy()
+        mine = np.flatnonzero(read % np.uint64(ranges) == number) if ranges > 1 else np.arange(len(read))
+        nodes.append(mine + before)
+        keys.append(read[mine])
+        before += len(read)
+    return np.concatenate(nodes), np.concatenate(keys)
+
+
+class Packed(NamedTuple):
+    """group: int32 of each node, -1 where nothing is compared with it. linked: rows in groups; largest: rows of a component."""
+
+    group: NDArray[np.int32]
+    groups: int
+    linked: int
+    largest: int
+
+
+def packed(component: NDArray[np.int64], rows: NDArray[np.int64], weights: NDArray[np.int64], limit: int) -> Packed:
+    """Packs components (the lowest node of each node's component) of more than one row into groups of about `limit` weight.
+
+    `rows` and `weights` are those of each node.
+    """
+    members = np.bincount(component, weights=rows, minlength=len(component)).astype(np.int64)
+    leaders = np.flatnonzero(members > 1)
+    heavy = np.bincount(component, weights=weights, minlength=len(component)).astype(np.int64)[leaders]
+    group = np.full(len(component), -1, np.int32)
+    group[leaders] = np.unique((np.cumsum(heavy) - heavy) // limit, return_inverse=True)[1]
+    groups = int(group.max(initial=-1)) + 1
+    return Packed(group[component], groups, int(members[leaders].sum()), int(members[leaders].max(initial=0)))
+
+
 @dataclass(frozen=True)
 class _Components:
     """The group of each signed row, -1 where it shares no band; sent to the shards."""
 
+    files: list[str]
     links: list[str]
+    row_bytes: int
 
     def __call__(self, sizes: list[int], folder: str) -> dict[str, Any]:
         from datakit.dedup.verify import roots, unite
@@ -217,20 +255,16 @@ class _Components:
         for path in self.links:
             table = storage.read_table(path)
             unite(parents, table.column("left").to_numpy(), table.column("right").to_numpy())
-        component = roots(parents)
-        members = np.bincount(component, minlength=len(component))
-        leaders = np.flatnonzero(members > 1)
-        before = np.cumsum(members[leaders]) - members[leaders]
-        group = np.full(len(component), -1, np.int32)
-        group[leaders] = np.unique(before // GROUP_ROWS, return_inverse=True)[1]
-        group = group[component]
+        shingles = [storage.read_table(file, ["size"]).column("size").to_numpy() for file in self.files]
+        weights = np.concatenate([*shingles, np.empty(0, np.int64)]) * 4 + self.row_bytes
+        found = packed(roots(parents), np.ones(len(parents), np.int64), weights, GROUP_BYTES)
         shards = np.repeat(np.arange(len(sizes)), sizes)
         path = storage.join(folder, "groups.parquet")
         return {
-            "sizes": exchange.scatter(path, pa.table({"group": group}), shards, len(sizes)),
-            "groups": int(group.max(initial=-1)) + 1,
-            "linked": int((group >= 0).sum()),
-            "largest": int(members[leaders].max(initial=0)),
+            "sizes": exchange.scatter(path, pa.table({"group": found.group}), shards, len(sizes)),
+            "groups": found.groups,
+            "linked": found.linked,
+            "largest": found.largest,
         }
 
 

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from datakit.dedup.candidates import Sent, Texts, find, read_group, warn_of_cuts
+from datakit.dedup.scopes import scope
 from datakit.dedup.survivors import RANKED_BY, best_first, reject_losers, write_losers
 from datakit.filters.sides import positive_is_label
 from datakit.recipe import MinHashDedup
-from datakit.schema import digest
 from datakit.step import Step, Work
 
 VERSION = 1
@@ -60,15 +59,6 @@ class DedupTexts:
         is_label = pa.array(positive_is_label(table))
         labels = pc.if_else(is_label, positive, pa.scalar(None, pa.string()))
         return Texts([pc.if_else(is_label, query, positive)], scopes * np.uint64(3) ^ scope(labels))
-
-
-def scope(values: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """A number for each value, equal for equal values; 0 for null."""
-    encoded = values.combine_chunks().dictionary_encode()
-    numbers = [int(digest("scope", value)[:16], 16) for value in encoded.dictionary.to_pylist()]
-    indices = encoded.indices.fill_null(len(numbers)).to_numpy()
-    taken: NDArray[np.uint64] = np.array([*numbers, 0], np.uint64)[indices]
-    return taken
 
 
 @dataclass(frozen=True)

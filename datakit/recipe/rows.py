@@ -42,7 +42,27 @@ class MinHashDedup(Model):
     seed: int = 1
 
 
-AnyDedup = Annotated[ExactDedup | MinHashDedup, Field(discriminator="type")]
+class SemanticDedup(Model):
+    """Reason: semantic_duplicate. The cosine of the vectors of an encoder, computed for every pair that is compared."""
+
+    type: Literal["semantic"]
+    encoder: str
+    on: Literal["query", "positive", "pair"] = Field(
+        "query",
+        description="`query` keeps one row of queries that mean the same, whatever their positives; `pair` asks that both do.",
+    )
+    threshold: float = Field(0.9, gt=0, le=1, description="Cosine. What is the same depends on the encoder.")
+    within: Literal["category", "all"] = Field(
+        "category", description="Rows of different categories are compared only under `all`."
+    )
+    probes: int = Field(
+        8,
+        ge=1,
+        description="Clusters that a text is compared with, where more than 50,000 are compared. Below that, all are compared.",
+    )
+
+
+AnyDedup = Annotated[ExactDedup | MinHashDedup | SemanticDedup, Field(discriminator="type")]
 
 
 class Split(Model):

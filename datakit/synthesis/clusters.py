@@ -54,6 +54,14 @@ def fit(vectors: Array, number: int, seed: int, rank: Array) -> Clusters:
     where fewer vectors differ.
     """
     sample = vectors if len(vectors) <= SAMPLE else vectors[np.sort(np.argsort(rank, kind="stable")[:SAMPLE])]
+    return Clusters(*_nearest(vectors, centres_of(sample, number, seed)))
+
+
+def centres_of(sample: Array, number: int, seed: int) -> Array:
+    """The centres of `sample` (what `whole` gave), `number` of them at most: whole numbers, float32 (k, d).
+
+    A product of a vector and a centre is exact in float32, as that of two vectors is.
+    """
     points = sample.astype(np.float32)
     centres = _seeded(points, number, seed)
     labels = np.zeros(0, np.int64)
@@ -69,7 +77,7 @@ def fit(vectors: Array, number: int, seed: int, rank: Array) -> Clusters:
             length = np.sqrt((total * total).sum())
             if length:
                 centres[centre] = np.rint(total / length * SCALE)
-    return Clusters(*_nearest(vectors, centres))
+    return centres
 
 
 def _nearest(vectors: Array, centres: Array) -> tuple[Array, Array]:

@@ -111,7 +111,7 @@ def files_of(folder: str) -> dict[str, bytes]:
 @pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many groups and ranges of keys, as large data have them."""
-    monkeypatch.setattr(candidates, "GROUP_ROWS", 20)
+    monkeypatch.setattr(candidates, "GROUP_BYTES", 8_000)
     monkeypatch.setattr(candidates, "PARTITION_KEYS", 150)
 
 
