@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datakit.dedup.deduplicate import deduplicate
     from datakit.opened import Build
 
-__all__ = ["build", "open"]
+__all__ = ["build", "deduplicate", "open"]
+
+
+def __getattr__(name: str) -> object:
+    """`datakit.deduplicate`, imported when it is asked for: `import datakit` stays quick."""
+    if name == "deduplicate":
+        from datakit.dedup.deduplicate import deduplicate
+
+        return deduplicate
+    raise AttributeError(f"module 'datakit' has no attribute '{name}'")
 
 
 def open(path: str) -> Build:

@@ -82,16 +82,22 @@ def alike(
             yield i[enough], j[enough]
 
 
-def pairs(parts: Parts, threshold: float) -> tuple[Numbers, Numbers, NDArray[np.float64]]:
-    """All pairs (i, j, similarity) with i < j at or above the threshold, in order."""
-    found = list(alike(parts, parts, threshold, upper=True))
-    i, j = (
-        np.concatenate([*side, np.empty(0, np.int64)]).astype(np.int64)
-        for side in (zip(*found, strict=True) if found else ((), ()))
-    )
-    order = np.lexsort((j, i))
-    i, j = i[order], j[order]
-    return i, j, similarities(parts, parts, i, j)
+def pairs(
+    parts: Parts, threshold: float, blocks: Iterator[tuple[Numbers, Numbers]] | None = None
+) -> tuple[Numbers, Numbers, NDArray[np.float64]]:
+    """All pairs (i, j, similarity) with i < j at or above the threshold, in order.
+
+    `blocks` gives pairs that are alike, where not all are to be compared; a pair may come twice, and either way round.
+    """
+    found = list(alike(parts, parts, threshold, upper=True) if blocks is None else blocks)
+    left = np.concatenate([*(i for i, _ in found), np.empty(0, np.int64)]).astype(np.int64)
+    right = np.concatenate([*(j for _, j in found), np.empty(0, np.int64)]).astype(np.int64)
+    left, right = np.minimum(left, right), np.maximum(left, right)
+    keys = np.unique(left * len(parts[0]) + right)
+    left, right = np.divmod(keys, max(1, len(parts[0])))
+    apart = left != right
+    left, right = left[apart], right[apart]
+    return left, right, similarities(parts, parts, left, right)
 
 
 def survivors(parts: Parts, threshold: float) -> tuple[Numbers, NDArray[np.float64]]:
@@ -118,7 +124,7 @@ def survivors(parts: Parts, threshold: float) -> tuple[Numbers, NDArray[np.float
         for i, j in alike(mine, others, threshold):
             earlier = open_[j] < block[i]
             i, j = i[earlier], j[earlier]
-            _take_in_order(block[i], open_[j], similarities(mine, others, i, j), kept_as, similarity)
+            take_in_order(block[i], open_[j], similarities(mine, others, i, j), kept_as, similarity)
         kept = np.concatenate((kept, block[kept_as[block] < 0]))
     return kept_as, similarity
 
@@ -134,10 +140,13 @@ def _take_nearest(
 
 
 @compiled
-def _take_in_order(
+def take_in_order(
     who: Numbers, other: Numbers, alike: NDArray[np.float64], kept_as: Numbers, similarity: NDArray[np.float64]
 ) -> None:
-    """The same, where `other` may turn out to be dropped. `who` ascends, so that all before it are decided."""
+    """Gives each of `who` the kept one of `other` that it is most like, and drops it so; one that was dropped drops no other.
+
+    `who` ascends, and each of `other` is lower than its `who`, so that it is decided.
+    """
     for number in range(len(who)):
         current, value = who[number], alike[number]
         if kept_as[other[number]] >= 0:

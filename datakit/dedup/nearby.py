@@ -12,6 +12,7 @@ graph of an HNSW index depends on the order in which it is filled.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datakit.dedup.cosine import Parts
+from datakit.dedup.cosine import Parts, alike
 from datakit.synthesis import clusters
 
 # A scope of so many vectors is searched without clusters: 50,000 take half a minute of one processor.
@@ -93,3 +94,22 @@ def nearest(parts: Parts, centres: NDArray[np.float32], probes: int) -> NDArray[
         keys = -products.astype(np.int64) * len(centres) + np.arange(len(centres))
         found[first : first + _ASSIGNED] = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1) % len(centres)
     return found
+
+
+def alike_by_clusters(
+    parts: Parts, threshold: float, probes: int, seed: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs at or above the threshold among vectors that are searched by clusters, in memory: the same ones as the step finds.
+
+    The vectors must stand in an order that says nothing of them: centres are fitted to the first ones.
+    """
+    centres = centres_of([part[: clusters.SAMPLE] for part in parts], len(parts[0]), seed)
+    near = nearest(parts, centres, probes)
+    order = np.argsort(near.ravel(), kind="stable")
+    ends = np.searchsorted(near.ravel()[order], np.arange(len(centres) + 1))
+    for start, end in itertools.pairwise(ends.tolist()):
+        vector, place = np.divmod(order[start:end], near.shape[1])
+        home = vector[place == 0]
+        left, right = [part[home] for part in parts], [part[vector] for part in parts]
+        for i, j in alike(left, right, threshold):
+            yield home[i], vector[j]
