@@ -16,7 +16,7 @@ from datakit.encoders.embed import embed_step
 from datakit.errors import UserError
 from datakit.executor import Executor
 from datakit.filters import filter_step
-from datakit.filters.judge import Asking, Judging
+from datakit.filters.judge import Judging
 from datakit.mixing.mix import mix_step
 from datakit.negatives.mine import mine_step
 from datakit.negatives.screen import screen_step
@@ -31,6 +31,7 @@ from datakit.sources.public import filled_in, listed
 from datakit.sources.read import documents_step, read_step
 from datakit.split import split_step
 from datakit.step import Output, Step, run
+from datakit.synthesis.desk import asking
 from datakit.synthesis.synthesise import Synthesising, synthesise_step
 
 
@@ -75,8 +76,8 @@ def plan(recipe: Recipe) -> Plan:
             encoder, seen = recipe.encoders[item.encoder], embedded(item.encoder)
             rows = add(filter_step(number, item, (rows,), seen, encoder, assets))
         elif isinstance(item, JudgeFilter):
-            asking = Asking(recipe.engines[item.engine], recipe.budget, recipe.seed, _asking(steps))
-            rows = add(filter_step(number, item, (rows,), None, None, assets, asking))
+            asks = asking(item.engine, recipe.engines[item.engine], recipe.budget, recipe.seed, _asking(steps), assets)
+            rows = add(filter_step(number, item, (rows,), None, None, assets, asks))
         else:
             rows = add(filter_step(number, item, (rows,), None, None, assets))
     for number, dedup in enumerate(recipe.dedup):

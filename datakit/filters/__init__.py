@@ -19,6 +19,7 @@ from datakit.recipe import (
     ToxicityFilter,
 )
 from datakit.step import Step, Work
+from datakit.synthesis.desk import Asking
 
 REASONS: dict[str, tuple[str, ...]] = {
     "length": length.REASONS,
@@ -37,7 +38,7 @@ def filter_step(
     vectors: Step | None,
     encoder: Encoder | None,
     assets: Assets,
-    asking: judge.Asking | None = None,
+    asking: Asking | None = None,
 ) -> Step:
     """The step of the recipe's filter `number` (from 0) on the rows of `inputs`.
 
@@ -83,7 +84,7 @@ def filter_step(
         case JudgeFilter():
             if asking is None:
                 raise UserError(f"The filter 'judge' needs the engine '{filter.engine}', and was given none.")
-            return judge.judge_step(name, filter, asking, inputs, assets)
+            return judge.judge_step(name, filter, asking, inputs)
     return Step(name, version, function, filter, inputs, side, digests, packages)
 
 

@@ -12,7 +12,6 @@ rows of the step, and are published as the part "judged": labels for a classifie
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,17 +21,16 @@ import numpy as np
 import pyarrow as pa
 
 from datakit import schema, storage
-from datakit.assets import Assets
 from datakit.filters import judge_prompts
 from datakit.filters.judge_prompts import HIGHEST, LOWEST, Pair
 from datakit.filters.sides import Array, is_graded, is_written, positive_is_label
-from datakit.recipe import AnyEngine, Budget, JudgeFilter, Model, OpenAIEngine
+from datakit.recipe import AnyEngine, JudgeFilter, Model
 from datakit.schema import JUDGED, digest
 from datakit.step import Output, Step, Work, count_categories, is_cached, load, part_of, split_rejected, write_rows
 from datakit.synthesis import budget as budgets
 from datakit.synthesis import request_cache
-from datakit.synthesis.desk import StepDesk, spent_on
-from datakit.synthesis.engines import Batch, Engine, at_once, engine_packages, make, speed_digest
+from datakit.synthesis.desk import Asking, StepDesk, spent_on
+from datakit.synthesis.engines import Batch, Engine, engine_packages
 from datakit.synthesis.injection import find
 from datakit.synthesis.request_cache import RequestCache
 from datakit.synthesis.wishes import structured
@@ -66,84 +64,32 @@ class Judging(Model):
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How a judge gets its answers; nothing here decides what comes out, beyond what the step's key covers.
-
-    `earlier` are the steps that ask before it in the same build: the budget is one for all of them.
-    """
-
-    engine: AnyEngine
-    budget: Budget
-    seed: int
-    earlier: tuple[Step, ...]
-
-
-@dataclass(frozen=True)
 class _Work:
     """The work of a judge's step."""
 
-    engine_name: str
-    budget: Budget
-    model_digest: str
-    earlier: tuple[Step, ...]
-
-    def engine(self, parameters: Judging) -> Engine:
-        return make(self.engine_name, parameters.engine, self.model_digest, parameters.seed)
+    asking: Asking
 
     def __call__(self, work: Work) -> None:
         parameters = _parameters(work.step)
         total = sum(int(_chosen(_facts(shard), parameters).drawn.sum()) for shard in work.shards)
-        spent, answered = budgets.spent_by(self.earlier, work.cache), 0
-        for number in range(len(work.shards)):
-            if storage.exists(marker := work.files("rows", number, "unit.json")):
-                each = budgets.from_notes(storage.read_json(marker))
-                spent, answered = spent.plus(each.priced(parameters.engine)), answered + each.requests
-        cache = RequestCache(work.cache)
-        engine = self.engine(parameters)
-        started = time.monotonic()
-        try:
-
-            def told(done: int) -> None:
-                work.watcher.units(done, total, 0, "answers")
-
-            desk = StepDesk(cache, work.step.key, parameters.engine, self.budget, spent, answered, told)
+        with self.asking.desk(work, {"rows": len(work.shards)}, total) as (engine, desk):
             results = work.map("rows", _Asks(work.step.name, parameters, engine, desk), work.shards, exclusive=True)
-            failures = cache.failures(work.step.key)
-        finally:
-            engine.close()
-            cache.close()
         work.notes |= _notes(results, parameters)
         _tell(work.step.name, work.notes, parameters)
-        facts = {
-            "engine": speed_digest(parameters.engine),
-            "at_once": at_once(parameters.engine),
-            "sent": desk.sent,
-            "from_cache": desk.from_cache,
-            "failed_attempts": failures,
-            "asking_seconds": round(desk.asking_seconds, 3),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        storage.write_json(storage.join(work.folder, "run.json"), facts)
         work.finish("rows", results)
 
 
-def judge_step(name: str, filter: JudgeFilter, asking: Asking, inputs: tuple[Step, ...], assets: Assets) -> Step:
-    """The step of a judge. A budget that cannot be counted is a UserError."""
-    engine = asking.engine
-    budgets.check(asking.budget, filter.engine, engine, asking.earlier)
-    model_digest = assets.digest(engine.model, engine.revision)
-    if isinstance(engine, OpenAIEngine):
-        # A folder of that name on this machine is not what the server runs.
-        model_digest = f"named:{engine.model}@{engine.revision or 'latest'}"
+def judge_step(name: str, filter: JudgeFilter, asking: Asking, inputs: tuple[Step, ...]) -> Step:
+    """The step of a judge."""
     prompt = judge_prompts.load(filter)
     return Step(
         name=name,
         version=VERSION,
-        work=_Work(filter.engine, asking.budget, model_digest, asking.earlier),
-        parameters=Judging(filter=filter, engine=engine, seed=asking.seed),
+        work=_Work(asking),
+        parameters=Judging(filter=filter, engine=asking.parameters, seed=asking.seed),
         inputs=inputs,
-        assets={str(getattr(engine.model, "raw", engine.model)): model_digest, f"prompt {prompt.label}": prompt.digest},
-        packages=("jinja2", *engine_packages(engine)),
+        assets={asking.model: asking.model_digest, f"prompt {prompt.label}": prompt.digest},
+        packages=("jinja2", *engine_packages(asking.parameters)),
     )
 
 
@@ -163,7 +109,7 @@ def planned(step: Step, cache: str) -> dict[str, int] | None:
         return None
     parameters, work = _parameters(step), step.work
     assert isinstance(work, _Work)
-    engine = work.engine(parameters)
+    engine = work.asking.engine()
     counts = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "answered": 0}
     answers = RequestCache(cache) if request_cache.is_there(cache) else None
     try:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from datakit import storage
+from datakit.assets import Assets
 from datakit.errors import BudgetExceeded
-from datakit.recipe import AnyEngine, Budget
-from datakit.synthesis.budget import Spent, refusal
-from datakit.synthesis.engines import Answer, Batch, Engine
+from datakit.recipe import AnyEngine, Budget, OpenAIEngine
+from datakit.step import Step, Work
+from datakit.synthesis.budget import Spent, check, from_notes, refusal, spent_by
+from datakit.synthesis.engines import Answer, Batch, Engine, at_once, make, speed_digest
 from datakit.synthesis.request_cache import RequestCache
 
 
@@ -91,3 +95,74 @@ def spent_on(answers: Sequence[Answer]) -> Spent:
     """Requests and tokens of some answers."""
     prompt, completion = sum(each.prompt_tokens for each in answers), sum(each.completion_tokens for each in answers)
     return Spent(len(answers), prompt, completion)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a step gets its answers; nothing here decides what comes out, beyond what the step's key covers.
+
+    `name` is that of the engine in the recipe. `earlier` are the steps that ask before it in the same build: the budget is one
+    for all of them.
+    """
+
+    name: str
+    parameters: AnyEngine
+    budget: Budget
+    model_digest: str
+    seed: int
+    earlier: tuple[Step, ...]
+
+    @property
+    def model(self) -> str:
+        return str(getattr(self.parameters.model, "raw", self.parameters.model))
+
+    def engine(self) -> Engine:
+        return make(self.name, self.parameters, self.model_digest, self.seed)
+
+    @contextlib.contextmanager
+    def desk(self, work: Work, phases: dict[str, int], total: int) -> Iterator[tuple[Engine, StepDesk]]:
+        """An engine, and the desk of the step that is at work; in the end run.json tells what the asking took.
+
+        `phases` are those that ask, with the number of their units; `total` is the number of requests in all of them.
+        """
+        spent, answered = spent_by(self.earlier, work.cache), 0
+        for phase, units in phases.items():
+            for number in range(units):
+                if storage.exists(marker := work.files(phase, number, "unit.json")):
+                    each = from_notes(storage.read_json(marker))
+                    spent, answered = spent.plus(each.priced(self.parameters)), answered + each.requests
+        cache = RequestCache(work.cache)
+        engine = self.engine()
+        started = time.monotonic()
+        try:
+
+            def told(done: int) -> None:
+                work.watcher.units(done, total, 0, "answers")
+
+            desk = StepDesk(cache, work.step.key, self.parameters, self.budget, spent, answered, told)
+            yield engine, desk
+            failures = cache.failures(work.step.key)
+        finally:
+            engine.close()
+            cache.close()
+        facts = {
+            "engine": speed_digest(self.parameters),
+            "at_once": at_once(self.parameters),
+            "sent": desk.sent,
+            "from_cache": desk.from_cache,
+            "failed_attempts": failures,
+            "asking_seconds": round(desk.asking_seconds, 3),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        storage.write_json(storage.join(work.folder, "run.json"), facts)
+
+
+def asking(name: str, engine: AnyEngine, budget: Budget, seed: int, earlier: Sequence[Step], assets: Assets) -> Asking:
+    """How a step asks the engine `name`. A budget that cannot be counted is a UserError."""
+    check(budget, name, engine, earlier)
+    if isinstance(engine, OpenAIEngine):
+        # A folder of that name on this machine is not what the server runs.
+        model_digest = f"named:{engine.model}@{engine.revision or 'latest'}"
+    else:
+        model_digest = assets.digest(engine.model, engine.revision)
+    return Asking(name, engine, budget, model_digest, seed, tuple(earlier))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,14 @@ from datakit import storage
 from datakit.assets import Assets
 from datakit.encoders import encode
 from datakit.errors import UserError
-from datakit.recipe import AnyEngine, Budget, Encoder, OpenAIEngine, Synthesis
+from datakit.recipe import AnyEngine, Budget, Encoder, Synthesis
 from datakit.registry import Category
 from datakit.step import Output, Step, Work, is_cached, load
 from datakit.synthesis import budget as budgets
 from datakit.synthesis import passages, request_cache, seeds, shares
 from datakit.synthesis.brainstorm import write_tasks
-from datakit.synthesis.desk import StepDesk, spent_on
-from datakit.synthesis.engines import Batch, Engine, at_once, engine_packages, make, speed_digest
+from datakit.synthesis.desk import Asking, StepDesk, asking, spent_on
+from datakit.synthesis.engines import Batch, Engine, engine_packages
 from datakit.synthesis.passages import Part, Passage
 from datakit.synthesis.request_cache import RequestCache
 from datakit.synthesis.rows import Facts, Writer
@@ -92,24 +91,19 @@ def synthesise_step(
         description=entry.description or entry.instruction or category.replace("-", " "),
         writing=how,
     )
-    model_digest = assets.digest(engine.model, engine.revision)
-    if isinstance(engine, OpenAIEngine):
-        # A folder of that name on this machine is not what the server runs.
-        model_digest = f"named:{engine.model}@{engine.revision or 'latest'}"
     parameters = Synthesising(facts=facts, synthesis=synthesis, engine=engine, seed=seed, shard_rows=shard_rows, encoder=encoder)
     # What is wrong with a prompt comes out here, and not after the documents were read.
     for wish in wishes(parameters, made_of, Passage("", "A text.", "", None, "en", None)):
         conversation(parameters, made_of, wish)
-    budgets.check(budget, engine_name, engine, earlier)
-    asking = Asking(engine_name, budget, model_digest, tuple(earlier))
+    asks = asking(engine_name, engine, budget, seed, earlier, assets)
     return Step(
         name=name,
         version=VERSION,
-        work=asking.work,
+        work=_Work(asks),
         parameters=parameters,
         side=(documents,) if documents else (),
         assets={
-            str(getattr(engine.model, "raw", engine.model)): model_digest,
+            asks.model: asks.model_digest,
             f"prompt {prompt.label}": prompt.digest,
             "personas": made_of.people_digest,
             **({"encoder": assets.digest(encoder.model, encoder.revision)} if encoder else {}),
@@ -130,15 +124,12 @@ class Seeds:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How a step gets its answers; nothing here decides what comes out, beyond what the step's key covers."""
+class _Work:
+    """The work of a synthesise step."""
 
-    engine_name: str
-    budget: Budget
-    model_digest: str
-    earlier: tuple[Step, ...]
+    asking: Asking
 
-    def work(self, work: Work) -> None:
+    def __call__(self, work: Work) -> None:
         parameters = _parameters(work.step)
         made_of = _made_of(parameters)
         reads = made_of.prompt.head.writes != "pairs"
@@ -147,33 +138,13 @@ class Asking:
         units = len(drawn_seeds.units) if drawn_seeds else -(-tasks_wanted(parameters) // _seeds_at_once(parameters, made_of))
         drawn = drawn_seeds.notes["drawn"] if drawn_seeds else tasks_wanted(parameters)
         total = drawn * made_of.per_seed(parameters.synthesis) + sum(map(len, thinking))
-        finished = [*_finished(work, "tasks", len(thinking)), *_finished(work, "rows", units)]
-        spent = budgets.spent_by(self.earlier, work.cache)
-        for each in finished:
-            spent = spent.plus(each.priced(parameters.engine))
-        cache = RequestCache(work.cache)
-        engine = make(self.engine_name, parameters.engine, self.model_digest, parameters.seed)
-        started = time.monotonic()
-        try:
-            desk = StepDesk(
-                cache,
-                work.step.key,
-                parameters.engine,
-                self.budget,
-                spent,
-                sum(each.requests for each in finished),
-                lambda done: work.watcher.units(done, total, 0, "answers"),
-            )
-            asks = _Asks(work.step.name, parameters, made_of, engine, desk)
+        with self.asking.desk(work, {"tasks": len(thinking), "rows": units}, total) as (engine, desk):
+            asks = _Asks(work.step.name, parameters, made_of, engine, desk, self.asking.model)
             thought = work.map("tasks", asks.tasks, thinking, exclusive=True)
             if drawn_seeds is None:
                 files = [work.files("tasks", number, passages.FILE) for number in range(len(thinking))]
                 drawn_seeds = _drawn(files, parameters, made_of, {"tasks": sum(result["tasks"] for result in thought)})
             results = work.map("rows", asks.rows, drawn_seeds.units, exclusive=True)
-            failures = cache.failures(work.step.key)
-        finally:
-            engine.close()
-            cache.close()
         kinds = shares.merged([result["kinds"] for result in results])
         work.notes |= {
             **drawn_seeds.notes,
@@ -181,16 +152,6 @@ class Asking:
             "shares": shares.got(kinds, parameters.synthesis.shares),
             **_total([*thought, *results]).priced(parameters.engine).notes(),
         }
-        facts = {
-            "engine": speed_digest(parameters.engine),
-            "at_once": at_once(parameters.engine),
-            "sent": desk.sent,
-            "from_cache": desk.from_cache,
-            "failed_attempts": failures,
-            "asking_seconds": round(desk.asking_seconds, 3),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        storage.write_json(storage.join(work.folder, "run.json"), facts)
         work.finish("rows", results, also={"passages": cut, "tasks": thought})
 
     def _cut(self, work: Work, parameters: Synthesising, made_of: Material) -> tuple[Seeds, list[dict[str, Any]]]:
@@ -222,13 +183,6 @@ def _units(
     return Seeds(units, {**notes, f"repeated_{next(iter(notes))}": index.repeated, "drawn": len(positions)})
 
 
-def _finished(work: Work, phase: str, units: int) -> Iterable[budgets.Spent]:
-    """What the units of a phase spent that an earlier run finished."""
-    for number in range(units):
-        if storage.exists(marker := work.files(phase, number, "unit.json")):
-            yield budgets.from_notes(storage.read_json(marker))
-
-
 @dataclass(frozen=True)
 class _Asks:
     """Asks, and writes what is answered."""
@@ -238,12 +192,13 @@ class _Asks:
     made_of: Material
     engine: Engine
     desk: StepDesk
+    model: str
 
     def rows(self, parts: list[Part], folder: str) -> dict[str, Any]:
         """Asks about some passages, and writes the rows."""
         asked, batches = requests(self.parameters, self.made_of, self.engine, passages.read(parts))
         answers = self.desk.answers(self.engine, batches)
-        writer = Writer(self.step, self.parameters.facts, self._model, self.made_of.prompt, self.parameters.seed)
+        writer = Writer(self.step, self.parameters.facts, self.model, self.made_of.prompt, self.parameters.seed)
         return {**writer.write(folder, asked, answers), **spent_on(list(answers.values())).notes()}
 
     def tasks(self, numbers: range, folder: str) -> dict[str, Any]:
@@ -251,12 +206,8 @@ class _Asks:
         asked, batches = task_requests(self.parameters, self.made_of, self.engine, numbers)
         answers = self.desk.answers(self.engine, batches)
         facts, prompt, seed = self.parameters.facts, self.made_of.prompt, self.parameters.seed
-        result = write_tasks(folder, self.step, facts, self._model, prompt, seed, asked, answers)
+        result = write_tasks(folder, self.step, facts, self.model, prompt, seed, asked, answers)
         return {**result, **spent_on(list(answers.values())).notes()}
-
-    @property
-    def _model(self) -> str:
-        return str(getattr(self.parameters.engine.model, "raw", self.parameters.engine.model))
 
 
 # Tokens of a written text, about, by field: a line of a list, a class, a sentence, a passage.
@@ -283,8 +234,8 @@ def planned(step: Step, cache: str) -> dict[str, int] | None:
         return None
     parameters = _parameters(step)
     made_of = _made_of(parameters)
-    asking: Asking = step.work.__self__  # type: ignore[attr-defined]
-    engine = make(asking.engine_name, parameters.engine, asking.model_digest, parameters.seed)
+    assert isinstance(step.work, _Work)
+    engine = step.work.asking.engine()
     counts = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "answered": 0}
     answers = RequestCache(cache) if request_cache.is_there(cache) else None
 

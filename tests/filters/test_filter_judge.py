@@ -23,7 +23,7 @@ from datakit.assets import Assets
 from datakit.errors import BudgetExceeded, UserError
 from datakit.executor.local import LocalExecutor
 from datakit.filters import filter_step
-from datakit.filters.judge import Asking, planned, scores
+from datakit.filters.judge import planned, scores
 from datakit.filters.judge_prompts import Pair, load, score_in
 from datakit.pipeline import build, plan
 from datakit.planning import report
@@ -32,6 +32,7 @@ from datakit.publish.reasons import WORDS
 from datakit.recipe import AnyEngine, Budget, JudgeFilter, Recipe
 from datakit.schema import JUDGED, digest
 from datakit.step import Step, run
+from datakit.synthesis.desk import asking
 from datakit.synthesis.engines import Conversation
 from datakit.synthesis.leaks import nonce
 
@@ -54,9 +55,10 @@ def judge(
     source: Step | None = None,
     **options: Any,
 ) -> Step:
-    asking = Asking(engine, budget or Budget(), seed, earlier)
+    assets = Assets(str(cache))
+    asks = asking("e", engine, budget or Budget(), seed, earlier, assets)
     inputs = (source or rows_step(tables),)
-    return filter_step(number, a_filter(**options), inputs, None, None, Assets(str(cache)), asking)
+    return filter_step(number, a_filter(**options), inputs, None, None, assets, asks)
 
 
 def pairs(count: int, **fields: Any) -> pa.Table:
