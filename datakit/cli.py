@@ -129,6 +129,90 @@ def diff(a: BuildPath, b: BuildPath) -> None:
     out.print(difference(open_build(a), open_build(b)))
 
 
+@app.command(name="filter")
+def filter_(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Parquet, JSONL, JSON, CSV or TSV files; patterns too.")],
+    filters: Annotated[str, typer.Option(help="A YAML file with `filters` and `dedup` as in a recipe, or a recipe.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for kept.parquet, rejected.parquet, report.json.")],
+    query: Annotated[str | None, typer.Option(help="Column of the query. Default: query.")] = None,
+    positive: Annotated[str | None, typer.Option(help="Column of the positive. Default: positive.")] = None,
+    negative: Annotated[list[str] | None, typer.Option(help="A column of negatives; may be given again.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of single texts, where there are no pairs.")] = None,
+    category: Annotated[str, typer.Option(help="What the rows are called; a key of the registry gives them its task.")] = "rows",
+    task: Annotated[str | None, typer.Option(help="Their task, which some filters heed. Default: retrieval.")] = None,
+    language: Annotated[str | None, typer.Option(help="Their language (BCP 47), where it is known.")] = None,
+    format: Annotated[str | None, typer.Option(help="Default: by the name of the file.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Of CSV and TSV.")] = None,
+    header: Annotated[bool, typer.Option(help="Whether CSV and TSV have one; else columns are column_1, column_2, ...")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is in the folder.")] = False,
+    cache: Annotated[str, typer.Option(help="Where steps are kept, so that a second run does only what changed.")] = ".datakit",
+    workers: Annotated[int | None, typer.Option(help="Worker processes. Default: one for each processor.")] = None,
+    executor: Annotated[str, typer.Option(help="local, or ray (extra 'ray').")] = "local",
+    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster.")] = None,
+) -> None:
+    """Filter and deduplicate files, without a build: each row is kept, or rejected with a reason; all its columns stay."""
+    from datakit import progress
+    from datakit.executor import make
+    from datakit.filter_file import Rows, filter_file, funnel, load_filters
+
+    rows = Rows(
+        files=files, query=query, positive=positive, negatives=negative or [], text=text, category=category, task=task,
+        language=language, format=format, delimiter=delimiter, header=header,
+    )  # fmt: skip
+    wanted, place, watcher = load_filters(filters), make(executor, workers=workers, address=address), progress.watcher(err)
+    try:
+        filtered = filter_file(rows, wanted, output, cache, place, watcher, force)
+    finally:
+        if isinstance(watcher, progress.Terminal):
+            watcher.close()
+        place.close()
+    out.print(funnel(filtered), highlight=False)
+
+
+@app.command()
+def calibrate(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILTER",
+            help="toxicity, quality, language, consistency, round_trip, or "
+            "query_too_short, query_too_long, document_too_short, document_too_long.",
+        ),
+    ],
+    labels: Annotated[list[str], typer.Option(help="A file of labelled rows; may be given again.")],
+    label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    bad: Annotated[
+        list[str] | None, typer.Option(help="A label of bad rows; may be given again. Default: bad. Others are good.")
+    ] = None,
+    filters: Annotated[
+        str | None, typer.Option(help="A file with the filter, for its parameters. Default: those of datakit.")
+    ] = None,
+    precision: Annotated[float | None, typer.Option(help="Of the proposed threshold. Default: the best F1.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Where to write the curve: .html, .svg or .csv.")] = None,
+    query: Annotated[str | None, typer.Option(help="Column of the query. Default: query.")] = None,
+    positive: Annotated[str | None, typer.Option(help="Column of the positive. Default: positive.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of single texts, where there are no pairs.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task of the rows, which some filters heed. Default: retrieval.")] = None,
+    cache: Annotated[str, typer.Option(help="Where steps are kept.")] = ".datakit",
+    workers: Annotated[int | None, typer.Option(help="Worker processes. Default: one for each processor.")] = None,
+) -> None:
+    """Draw the precision-recall curve of a filter on labelled rows, and propose a threshold."""
+    from datakit import calibration_curve, progress
+    from datakit.calibrate import calibrate as run_calibration
+    from datakit.executor import make
+    from datakit.filter_file import Rows
+
+    rows = Rows(files=labels, query=query, positive=positive, text=text, task=task)
+    place = make("local", workers=workers)
+    try:
+        found = run_calibration(name, rows, label, bad or ["bad"], filters, precision, cache, place, progress.QUIET)
+    finally:
+        place.close()
+    if output is not None:
+        calibration_curve.write(found, output)
+    out.print(calibration_curve.shown(found), highlight=False)
+
+
 @app.command()
 def categories(
     keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Shows all that is known of these.")] = None,

@@ -11,19 +11,16 @@ from dataclasses import dataclass
 
 from datakit import storage
 from datakit.assets import Assets
-from datakit.dedup import dedup_step
-from datakit.encoders.embed import embed_step
+from datakit.cleaning import Vectors, clean, those_asking
 from datakit.errors import UserError
 from datakit.executor import Executor
-from datakit.filters import filter_step
-from datakit.filters.judge import Judging
 from datakit.mixing.mix import mix_step
 from datakit.negatives.mine import mine_step
 from datakit.negatives.screen import screen_step
 from datakit.normalise import normalise_step
 from datakit.progress import BuildWatcher
 from datakit.publish.publish import PublishedBuild, check_output, publish
-from datakit.recipe import CategoryRecipe, ClusterSelect, JudgeFilter, Recipe, RoundTripFilter, Synthesis
+from datakit.recipe import CategoryRecipe, ClusterSelect, Recipe, Synthesis
 from datakit.registry import Category
 from datakit.registry import load as load_registry
 from datakit.sources.origins import check_origins
@@ -31,8 +28,7 @@ from datakit.sources.public import filled_in, listed
 from datakit.sources.read import documents_step, read_step
 from datakit.split import split_step
 from datakit.step import Output, Step, run
-from datakit.synthesis.desk import asking
-from datakit.synthesis.synthesise import Synthesising, synthesise_step
+from datakit.synthesis.synthesise import synthesise_step
 
 
 @dataclass(frozen=True)
@@ -63,31 +59,14 @@ def plan(recipe: Recipe) -> Plan:
     for name in recipe.categories:
         steps += _rows_of(recipe, name, entries[name], assets, tuple(steps), declared.get(name, ""))
     rows = add(normalise_step(tuple(steps)))
-    # The vectors of rows serve all steps after them, whose rows are fewer.
-    vectors: dict[str, Step] = {}
-
-    def embedded(name: str) -> Step:
-        if name not in vectors:
-            vectors[name] = add(embed_step(f"embed-{name}", recipe.encoders[name], (rows,), assets))
-        return vectors[name]
-
-    for number, item in enumerate(recipe.filters):
-        if isinstance(item, RoundTripFilter):
-            encoder, seen = recipe.encoders[item.encoder], embedded(item.encoder)
-            rows = add(filter_step(number, item, (rows,), seen, encoder, assets))
-        elif isinstance(item, JudgeFilter):
-            asks = asking(item.engine, recipe.engines[item.engine], recipe.budget, recipe.seed, _asking(steps), assets)
-            rows = add(filter_step(number, item, (rows,), None, None, assets, asks))
-        else:
-            rows = add(filter_step(number, item, (rows,), None, None, assets))
-    for number, dedup in enumerate(recipe.dedup):
-        rows = add(dedup_step(number, dedup, (rows,)))
+    vectors = Vectors(recipe.encoders, steps, assets)
+    rows = clean(recipe, rows, steps, vectors, assets)
     rows = add(split_step(recipe.split, recipe.seed, (rows,)))
     if recipe.negatives is not None:
         rows = add(mine_step(recipe.negatives, (rows,)))
         if recipe.negatives.screen is not None:
             name = recipe.negatives.screen.encoder
-            seen = embedded(name)
+            seen = vectors.of(name, rows)
             rows = add(screen_step(recipe.negatives, recipe.encoders[name], (rows,), seen))
     add(mix_step(recipe.mixture, recipe.seed, recipe.shard_rows, (rows,)))
     assets.save()
@@ -137,15 +116,10 @@ def _synthesised(
         documents,
         assets,
         recipe.shard_rows,
-        _asking(before),
+        those_asking(before),
         recipe.categories[name].language,
         recipe.encoders[synthesis.select.encoder] if isinstance(synthesis.select, ClusterSelect) else None,
     )
-
-
-def _asking(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Those that ask a language model: one budget is for all of them."""
-    return tuple(step for step in steps if isinstance(step.parameters, Synthesising | Judging))
 
 
 def entry(name: str, category: CategoryRecipe, registry: Mapping[str, Category]) -> Category:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from datakit.assets import Assets
 from datakit.errors import UserError
-from datakit.filters import judge, language, length, quality, round_trip, toxicity, toxicity_detoxify, toxicity_embedded
+from datakit.filters import (
+    consistency,
+    judge,
+    language,
+    length,
+    personal_data,
+    quality,
+    round_trip,
+    toxicity,
+    toxicity_detoxify,
+    toxicity_embedded,
+    user,
+)
 from datakit.recipe import (
     AnyFilter,
+    ConsistencyFilter,
     Encoder,
     JudgeFilter,
     LanguageFilter,
     LengthFilter,
+    PersonalDataFilter,
     QualityFilter,
     RoundTripFilter,
     ToxicityFilter,
+    UserFilter,
 )
 from datakit.step import Step, Work
 from datakit.synthesis.desk import Asking
@@ -27,6 +43,8 @@ REASONS: dict[str, tuple[str, ...]] = {
     "toxicity": toxicity.REASONS,
     "quality": quality.REASONS,
     "round_trip": round_trip.REASONS,
+    "consistency": consistency.REASONS,
+    "personal_data": personal_data.REASONS,
     "judge": judge.REASONS,
 }
 
@@ -42,7 +60,8 @@ def filter_step(
 ) -> Step:
     """The step of the recipe's filter `number` (from 0) on the rows of `inputs`.
 
-    `vectors` is the embed step that `encoder` made, over these rows or over rows that they come from; only round_trip needs both.
+    `vectors` is the embed step that `encoder` made, over these rows or over rows that they come from; only round_trip and
+    consistency need both.
     `asking` says how a judge asks.
     A model that is missing, and a language that the model cannot tell, are a UserError here, before anything runs.
     """
@@ -81,6 +100,21 @@ def filter_step(
             function, version = round_trip.work, round_trip.VERSION
             side = (vectors,)
             packages = ("numpy",)
+        case ConsistencyFilter():
+            if vectors is None or encoder is None:
+                raise UserError(f"The filter 'consistency' needs the encoder '{filter.encoder}', and was given no vectors.")
+            function, version = consistency.work, consistency.VERSION
+            side = (vectors,)
+            packages = ("numpy",)
+        case PersonalDataFilter():
+            function, version = personal_data.work, personal_data.VERSION
+            personal_data.check(filter)
+            packages += ("phonenumbers", "python")
+        case UserFilter():
+            plugin = user.locate(filter)
+            user.check(filter, plugin)
+            function, version = functools.partial(user.work, plugin), user.VERSION
+            digests |= user.digests(filter, plugin, assets)
         case JudgeFilter():
             if asking is None:
                 raise UserError(f"The filter 'judge' needs the engine '{filter.engine}', and was given none.")

@@ -2,7 +2,7 @@
 
 The bounds on documents are for positives that are documents. In tasks that pair sentences (`sides.SENTENCE_TASKS`) the bounds of
 queries hold for both sides. A positive in code search may be as short as a signature: it has no lower bound. A class label
-("play_music", `sides.positive_is_label`) has no bounds.
+("play_music", `sides.positive_is_label`) has no bounds. Bounds that a recipe gives a single category hold as they stand.
 
 Lengths are words (`words.WORD`), or tokens of a named tokenizer, without the special tokens that it adds.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datakit.assets import locate
 from datakit.errors import UserError
@@ -48,10 +49,16 @@ def work(work: Work) -> None:
 def judge(table: pa.Table, parameters: LengthFilter) -> pa.Table:
     query = _lengths(series(table, "query"), parameters)
     document = _lengths(series(table, "positive"), parameters)
-    shortest, longest = parameters.query
+    shortest, longest = (np.full(table.num_rows, bound) for bound in parameters.query)
     pair, label = is_sentence_pair(table), positive_is_label(table)
     least = np.where(label | is_code(table), 0, np.where(pair, shortest, parameters.document[0]))
     most = np.where(label, np.iinfo(np.int64).max, np.where(pair, longest, parameters.document[1]))
+    for name, bounds in parameters.categories.items():
+        mine = pc.equal(table.column("category"), name).to_numpy()
+        if bounds.query is not None:
+            shortest[mine], longest[mine] = bounds.query
+        if bounds.document is not None:
+            least[mine], most[mine] = bounds.document
     verdicts = Verdicts(table.num_rows)
     verdicts.add(query < shortest, QUERY_TOO_SHORT, value=query, threshold=shortest)
     verdicts.add(query > longest, QUERY_TOO_LONG, value=query, threshold=longest)

@@ -65,6 +65,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "prompt_leak": ("The query repeats words of the prompt that it was written for.", ""),
     "query_is_positive": ("The query is the document itself, or most of it.", "{value} of it"),
     "not_retrieved": ("The query does not find its own document.", "rank {value}, and {threshold} or better is asked for"),
+    "inconsistent": (
+        "The query and the document mean different things.",
+        "cosine {value}, and at least {threshold} is asked for",
+    ),
+    "personal_data": ("The row has personal data.", ""),
+    "secret": ("The row has a key, a token or a password.", ""),
     "judged_irrelevant": (
         "A judge finds that the document does not match the query.",
         "score {value}, and {threshold} is asked for",

@@ -10,13 +10,17 @@ from datakit.recipe.fields import (
 )
 from datakit.recipe.filters import (
     AnyFilter,
+    ConsistencyFilter,
     Encoder,
     JudgeFilter,
     LanguageFilter,
+    LengthBounds,
     LengthFilter,
+    PersonalDataFilter,
     QualityFilter,
     RoundTripFilter,
     ToxicityFilter,
+    UserFilter,
 )
 from datakit.recipe.mixture import (
     CategoryRecipe,
@@ -32,6 +36,7 @@ from datakit.recipe.rows import (
     Mixture,
     Negatives,
     Screen,
+    SemanticDedup,
     Split,
 )
 from datakit.recipe.sources import (
@@ -92,6 +97,7 @@ __all__ = [
     "ClusterSelect",
     "Column",
     "Columns",
+    "ConsistencyFilter",
     "Constant",
     "Encoder",
     "Engine",
@@ -103,6 +109,7 @@ __all__ = [
     "JudgeFilter",
     "Labelled",
     "LanguageFilter",
+    "LengthBounds",
     "LengthFilter",
     "MinHashDedup",
     "Mixture",
@@ -112,6 +119,7 @@ __all__ = [
     "OpenAIEngine",
     "ParallelSource",
     "Path",
+    "PersonalDataFilter",
     "Price",
     "PythonDocsSource",
     "QualityFilter",
@@ -123,6 +131,7 @@ __all__ = [
     "RoundTripFilter",
     "Scalar",
     "Screen",
+    "SemanticDedup",
     "Secret",
     "SecretField",
     "Shares",
@@ -135,6 +144,7 @@ __all__ = [
     "ToxicityFilter",
     "TransformersEngine",
     "Unpack",
+    "UserFilter",
     "VllmEngine",
     "Where",
     "Writing",

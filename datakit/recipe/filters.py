@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,26 @@ class Encoder(Model):
     document_prompt: str | None = Field(None, description="Put before each document. Default: as for queries.")
 
 
+class LengthBounds(Model):
+    """Least and most of one category; a side that is left out has the bounds of all. They hold as they stand for each task."""
+
+    query: tuple[int, int] | None = None
+    document: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        for name, bounds in (("query", self.query), ("document", self.document)):
+            if bounds is not None:
+                _check_bounds(name, bounds)
+        return self
+
+
+def _check_bounds(name: str, bounds: tuple[int, int]) -> None:
+    least, most = bounds
+    if not 0 <= least <= most:
+        raise ValueError(f"'{name}' is [{least}, {most}]; it needs [least, most] with 0 <= least <= most")
+
+
 class LengthFilter(Model):
     """Reasons: query_too_short, query_too_long, document_too_short, document_too_long."""
 
@@ -35,12 +55,12 @@ class LengthFilter(Model):
         description="Least and most, for positives that are documents. Where the task pairs sentences (paraphrase, similarity, "
         "nli, bitext), the bounds of queries hold for both sides; code has no least; class labels have no bounds.",
     )
+    categories: dict[str, LengthBounds] = Field({}, description="Bounds of single categories, in place of those above.")
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
-        for name, (least, most) in (("query", self.query), ("document", self.document)):
-            if not 0 <= least <= most:
-                raise ValueError(f"'{name}' is [{least}, {most}]; it needs [least, most] with 0 <= least <= most")
+        _check_bounds("query", self.query)
+        _check_bounds("document", self.document)
         return self
 
 
@@ -111,6 +131,54 @@ class RoundTripFilter(Model):
     top_k: int = Field(20, ge=1)
 
 
+class ConsistencyFilter(Model):
+    """Reason: inconsistent. Is the cosine of query and positive high enough? Time grows with the rows, round_trip's with their
+    square.
+
+    A threshold belongs to an encoder: calibrate it with `datakit calibrate consistency`. Qwen3 Embedding asks for 0.7 of its own
+    model on synthetic pairs (arXiv 2506.05176); benchmarks/README.md shows what all-MiniLM-L6-v2 gives true and false pairs.
+    """
+
+    type: Literal["consistency"]
+    encoder: str
+    threshold: float = Field(ge=-1, le=1)
+
+
+PersonalDataKind = Literal["email", "phone", "credit_card", "iban", "ip_address", "secret"]
+
+
+class PersonalDataFilter(Model):
+    """Reasons: personal_data, secret. E-mail addresses, phone numbers, cards, IBANs, IP addresses; keys, tokens, passwords.
+
+    Looked at are queries, positives and the negatives that rows bring along. A rejected row is published with its findings
+    masked. Put this filter first: rows that an earlier filter rejects are published as they are.
+    """
+
+    type: Literal["personal_data"]
+    action: Literal["mask", "drop"] = Field(
+        "mask", description="mask: a placeholder such as <EMAIL> stands in its place. drop: the row is rejected."
+    )
+    kinds: dict[PersonalDataKind, Literal["mask", "drop", "keep"]] = Field({}, description="For kinds that go another way.")
+    phone_regions: list[str] = Field(
+        ["US", "GB"],
+        description="Where phone numbers without a country code may be from: ISO 3166 codes. Those with one are always found.",
+    )
+
+
+class UserFilter(Model):
+    """A function of yours. Its reasons are its own; its source is part of the step's key."""
+
+    type: Literal["user"]
+    function: str = Field(
+        pattern=r"^.+:[A-Za-z_]\w*$",
+        description='"my_filters:no_shouting" (a module), or "./my_filters.py:no_shouting" (a file).',
+    )
+    parameters: dict[str, Any] = {}
+    files: list[Path] = Field(
+        [], description="Further files that decide what the function says: modules that it imports, word lists."
+    )
+
+
 class JudgeFilter(Model):
     """A language model scores each row from 1 to 5. Reasons: judged_irrelevant, judged_poor, judge_injection, judge_unparsable.
 
@@ -131,5 +199,14 @@ class JudgeFilter(Model):
 
 
 AnyFilter = Annotated[
-    LengthFilter | LanguageFilter | ToxicityFilter | QualityFilter | RoundTripFilter | JudgeFilter, Field(discriminator="type")
+    LengthFilter
+    | LanguageFilter
+    | ToxicityFilter
+    | QualityFilter
+    | RoundTripFilter
+    | ConsistencyFilter
+    | PersonalDataFilter
+    | UserFilter
+    | JudgeFilter,
+    Field(discriminator="type"),
 ]

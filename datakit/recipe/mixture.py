@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from datakit.recipe.fields import Model, Path, operational
-from datakit.recipe.filters import AnyFilter, Encoder, JudgeFilter, RoundTripFilter
-from datakit.recipe.rows import AnyDedup, Mixture, Negatives, Split
+from datakit.recipe.filters import AnyFilter, ConsistencyFilter, Encoder, JudgeFilter, LengthFilter, RoundTripFilter
+from datakit.recipe.rows import AnyDedup, Mixture, Negatives, SemanticDedup, Split
 from datakit.recipe.sources import AnySource, PythonDocsSource, TableSource
 from datakit.recipe.synthesis import AnyEngine, Budget, ClusterSelect, Synthesis, Writing
 
@@ -99,10 +99,15 @@ class Recipe(Model):
                 if isinstance(select, ClusterSelect):
                     used.append((f"categories.{name}.synthesis.select.encoder", select.encoder, self.encoders, "encoders"))
         for number, item in enumerate(self.filters):
-            if isinstance(item, RoundTripFilter):
+            if isinstance(item, LengthFilter):
+                used += [(f"filters.{number}.categories", each, self.categories, "categories") for each in item.categories]
+            if isinstance(item, RoundTripFilter | ConsistencyFilter):
                 used.append((f"filters.{number}.encoder", item.encoder, self.encoders, "encoders"))
             if isinstance(item, JudgeFilter):
                 used.append((f"filters.{number}.engine", item.engine, self.engines, "engines"))
+        for number, dedup in enumerate(self.dedup):
+            if isinstance(dedup, SemanticDedup):
+                used.append((f"dedup.{number}.encoder", dedup.encoder, self.encoders, "encoders"))
         if self.negatives and self.negatives.screen:
             used.append(("negatives.screen.encoder", self.negatives.screen.encoder, self.encoders, "encoders"))
         for place, name, known, where in used:

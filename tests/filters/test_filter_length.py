@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from datakit.errors import UserError
 from datakit.filters import length, words
-from datakit.recipe import LengthFilter
+from datakit.recipe import LengthFilter, Recipe
+from datakit.recipe_file import load_model
 
 FILTER = LengthFilter(type="length", query=(2, 5), document=(4, 6))
 FIVE = "one two three four five"
@@ -50,6 +51,51 @@ def test_labels_signatures_and_sentences_are_not_measured_as_documents() -> None
         row("a man plays", "somebody plays", task="similarity"),
     ]
     assert said(length.judge(table(*rows), FILTER)) == []
+
+
+def test_bounds_of_a_category_hold_for_it_alone_and_as_they_stand() -> None:
+    wanted = LengthFilter.model_validate(
+        {
+            "type": "length",
+            "query": [2, 5],
+            "document": [4, 6],
+            "categories": {"code": {"document": [2, 3]}, "titles": {"query": [1, 1]}},
+        }
+    )
+    rows = [
+        row("one two", "a b", category="code", task="code_search"),
+        row("one two", "a", category="code", task="code_search"),
+        row("one", "a b", category="code"),
+        row("one", FIVE, category="titles"),
+        row("one two", FIVE, category="titles"),
+        row("one two", "a b"),
+    ]
+    found = length.judge(table(*rows), wanted).to_pylist()
+    assert [(each["row"], each["reason"], each["threshold"]) for each in found] == [
+        (1, length.DOCUMENT_TOO_SHORT, 2),
+        (2, length.QUERY_TOO_SHORT, 2),
+        (4, length.QUERY_TOO_LONG, 1),
+        (5, length.DOCUMENT_TOO_SHORT, 4),
+    ]
+
+
+def test_bounds_of_an_unknown_category_and_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "mixture.yaml"
+    text = """\
+name: a
+categories:
+  docs: {define: {task: retrieval}, sources: [{type: files, path: x.jsonl, columns: {query: q, positive: p}}]}
+filters:
+  - {type: length, categories: {dosc: {query: [1, 2]}}}
+"""
+    recipe.write_text(text)
+    with pytest.raises(UserError, match=r"filters\.0\.categories is 'dosc'.*it has: docs"):
+        load_model(str(recipe), Recipe)
+    recipe.write_text(text.replace("dosc: {query: [1, 2]}", "docs: {query: [2, 1]}"))
+    with pytest.raises(UserError, match="least"):
+        load_model(str(recipe), Recipe)
+    recipe.write_text(text.replace("dosc", "docs"))
+    assert load_model(str(recipe), Recipe).filters
 
 
 def test_words_of_scripts_without_spaces_are_counted() -> None:

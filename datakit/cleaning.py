@@ -1,0 +1,92 @@
+"""Filters and dedup, one step after the other: the part of a build that `datakit filter` runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from datakit.assets import Assets
+from datakit.dedup import dedup_step
+from datakit.encoders.embed import embed_step
+from datakit.filters import filter_step, personal_data
+from datakit.filters.judge import Judging
+from datakit.recipe import (
+    AnyDedup,
+    AnyEngine,
+    AnyFilter,
+    Budget,
+    ConsistencyFilter,
+    Encoder,
+    JudgeFilter,
+    PersonalDataFilter,
+    RoundTripFilter,
+    SemanticDedup,
+)
+from datakit.step import Step
+from datakit.synthesis.desk import asking
+from datakit.synthesis.synthesise import Synthesising
+
+
+class Wanted(Protocol):
+    """What a recipe and a file of filters say alike."""
+
+    @property
+    def filters(self) -> Sequence[AnyFilter]: ...
+    @property
+    def dedup(self) -> Sequence[AnyDedup]: ...
+    @property
+    def encoders(self) -> Mapping[str, Encoder]: ...
+    @property
+    def engines(self) -> Mapping[str, AnyEngine]: ...
+    @property
+    def budget(self) -> Budget: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Vectors:
+    """The embed steps of a build, one for each encoder: vectors of some rows serve all steps after them, whose rows are fewer.
+
+    Where texts change on the way, they are embedded anew for the steps after that.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], steps: list[Step], assets: Assets) -> None:
+        self._encoders, self._steps, self._assets = encoders, steps, assets
+        self._known: dict[str, Step] = {}
+
+    def of(self, name: str, rows: Step) -> Step:
+        """The step that embeds with the encoder `name`; a new one, over `rows`, where there is none yet."""
+        if name not in self._known:
+            before = sum(step.name.startswith(f"embed-{name}") for step in self._steps)
+            label = f"embed-{name}-{before + 1}" if before else f"embed-{name}"
+            self._known[name] = embed_step(label, self._encoders[name], (rows,), self._assets)
+            self._steps.append(self._known[name])
+        return self._known[name]
+
+    def forget(self) -> None:
+        """From here on, rows have texts that were not embedded."""
+        self._known.clear()
+
+
+def clean(wanted: Wanted, rows: Step, steps: list[Step], vectors: Vectors, assets: Assets) -> Step:
+    """Adds the steps of all filters and of dedup to `steps`; returns the last one. `steps` are those before it in the build."""
+    for number, item in enumerate(wanted.filters):
+        seen, encoder, asks = None, None, None
+        if isinstance(item, RoundTripFilter | ConsistencyFilter):
+            seen, encoder = vectors.of(item.encoder, rows), wanted.encoders[item.encoder]
+        elif isinstance(item, JudgeFilter):
+            asks = asking(item.engine, wanted.engines[item.engine], wanted.budget, wanted.seed, those_asking(steps), assets)
+        rows = filter_step(number, item, (rows,), seen, encoder, assets, asks)
+        steps.append(rows)
+        if isinstance(item, PersonalDataFilter) and personal_data.masks(item):
+            vectors.forget()
+    for number, dedup in enumerate(wanted.dedup):
+        seen = vectors.of(dedup.encoder, rows) if isinstance(dedup, SemanticDedup) else None
+        rows = dedup_step(number, dedup, (rows,), seen)
+        steps.append(rows)
+    return rows
+
+
+def those_asking(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Those that ask a language model: one budget is for all of them."""
+    return tuple(step for step in steps if isinstance(step.parameters, Synthesising | Judging))
