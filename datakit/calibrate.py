@@ -222,9 +222,10 @@ def judged(
         raise UserError(f"The filter '{name}' has measured {len(bad):,} rows, and {int(bad.sum()):,} of them are bad: no curve.")
     points = curve(values, bad, quantity)
     chosen = propose(points, precision)
-    halves = np.array([int(digest("half", row, size=1), 16) % 2 for row in rows], bool)
+    half = np.array([int(digest("half", row, size=1), 16) % 2 for row in rows], bool)
     held_out = [
-        _precision_of(_chosen(values, bad, half, quantity, precision), values, bad, ~half, quantity) for half in (halves, ~halves)
+        _precision_of(_threshold(values[one], bad[one], quantity, precision), values[other], bad[other], quantity)
+        for one, other in ((half, ~half), (~half, half))
     ]
     return Calibration(
         name=name,
@@ -244,57 +245,65 @@ def judged(
 def curve(values: Array, bad: Array, quantity: Quantity) -> list[Point]:
     """Each threshold that rejects other rows than the one before it, from the one that rejects least.
 
-    A row is rejected when its value is beyond the threshold, as in the filters. Between two values the middle is taken; where
-    values are whole numbers, so is the threshold.
+    A row is rejected when its value is beyond the threshold, as in the filters. Of the thresholds that reject these rows and no
+    more it is the middle; where values are whole numbers, the mildest.
     """
+    thresholds, rejected, hits = (array.tolist() for array in _counts(values, bad, quantity))
+    total = int(bad.sum())
+    return [Point(*counts, total) for counts in zip(thresholds, rejected, hits, strict=True)]
+
+
+def _counts(values: Array, bad: Array, quantity: Quantity) -> tuple[Array, Array, Array]:
+    """The thresholds of the curve, how many rows each rejects, and how many of these are bad."""
     badness = values if quantity.high_is_bad else -values
     order = np.argsort(-badness, kind="stable")
-    ordered, hits = badness[order], np.cumsum(bad[order])
+    ordered = badness[order].astype(np.float64)
     ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
-    total = int(bad.sum())
-    points = []
-    for end in ends.tolist():
-        here = ordered[end]
-        below = ordered[end + 1] if end + 1 < len(ordered) else here - 1e-6 * max(1.0, abs(here))
-        # Of the thresholds that reject these rows and no more: the mildest of whole numbers, the middle of others.
-        middle = here - 1 if quantity.whole else (here + below) / 2
-        threshold = float(middle if quantity.high_is_bad else -middle)
-        points.append(Point(threshold, end + 1, int(hits[end]), total))
-    return points
+    here = ordered[ends]
+    below = np.append(here[1:], here[-1] - 1e-6 * max(1.0, abs(here[-1])))
+    middle = here - 1 if quantity.whole else (here + below) / 2
+    return middle if quantity.high_is_bad else -middle, ends + 1, np.cumsum(bad[order])[ends]
 
 
 def propose(points: Sequence[Point], precision: float | None) -> Point | None:
     """The threshold that finds most bad rows at this precision; without one, that of the best F1. Of equals, the mildest."""
+    rejected, hits = np.array([point.rejected for point in points]), np.array([point.rejected_bad for point in points])
+    best = _best(rejected, hits, points[0].bad, precision)
+    return None if best is None else points[best]
+
+
+def _best(rejected: Array, hits: Array, bad: int, precision: float | None) -> int | None:
     if precision is None:
-        return max(points, key=lambda point: (point.f1, -point.rejected))
-    fit = [point for point in points if point.precision >= precision and point.rejected_bad]
-    return max(fit, key=lambda point: (point.recall, -point.rejected)) if fit else None
+        return int(np.argmax(hits / (rejected + bad)))
+    fit = np.flatnonzero((hits / rejected >= precision) & (hits > 0))
+    return int(fit[np.argmax(hits[fit])]) if len(fit) else None
 
 
-def _chosen(values: Array, bad: Array, rows: Array, quantity: Quantity, precision: float | None) -> Point | None:
-    if not bad[rows].any():
+def _threshold(values: Array, bad: Array, quantity: Quantity, precision: float | None) -> float | None:
+    """The threshold that some rows propose."""
+    if not bad.any():
         return None
-    return propose(curve(values[rows], bad[rows], quantity), precision)
+    thresholds, rejected, hits = _counts(values, bad, quantity)
+    best = _best(rejected, hits, int(bad.sum()), precision)
+    return None if best is None else float(thresholds[best])
 
 
-def _precision_of(point: Point | None, values: Array, bad: Array, rows: Array, quantity: Quantity) -> float | None:
-    if point is None:
+def _precision_of(threshold: float | None, values: Array, bad: Array, quantity: Quantity) -> float | None:
+    if threshold is None:
         return None
-    beyond = values[rows] > point.threshold if quantity.high_is_bad else values[rows] < point.threshold
-    return float(bad[rows][beyond].mean()) if beyond.any() else None
+    beyond = values > threshold if quantity.high_is_bad else values < threshold
+    return float(bad[beyond].mean()) if beyond.any() else None
 
 
 def _spread(values: Array, bad: Array, quantity: Quantity, precision: float | None) -> tuple[float, float] | None:
-    """The thresholds between which 95 % of bootstrap samples of the rows propose theirs."""
+    """The thresholds between which 95 % of bootstrap samples of the rows propose theirs; None where half of them have none."""
     random = np.random.default_rng(0)
-    found = []
-    for _ in range(_RESAMPLES):
-        point = _chosen(values, bad, random.integers(0, len(values), len(values)), quantity, precision)
-        if point is not None:
-            found.append(point.threshold)
-    if len(found) < _RESAMPLES // 2:
+    samples = [random.integers(0, len(values), len(values)) for _ in range(_RESAMPLES)]
+    found = [_threshold(values[sample], bad[sample], quantity, precision) for sample in samples]
+    known = [threshold for threshold in found if threshold is not None]
+    if len(known) < _RESAMPLES // 2:
         return None
-    low, high = np.quantile(found, [0.025, 0.975])
+    low, high = np.quantile(known, [0.025, 0.975])
     return float(low), float(high)
 
 
