@@ -49,7 +49,7 @@ def texts(real: Path) -> dict[str, list[str]]:
         "scientific": [text if isinstance(text, str) else " ".join(text) for text in abstracts[:400:10]],
         "news": news[:40],
         "financial": [" ".join(group) for group in grouped(filter(MONEY.search, sentences), 3)][:40],
-        "legal": [file.read_text(encoding="utf-8", errors="replace") for file in licences],
+        "legal": licences,
         "code": [record["positive"] for record in python("docstrings", documents=False)][:40],
         "documentation": [record["text"] for record in python("topics", documents=True)][:40],
         "queries": queries[:400:10],

@@ -28,6 +28,7 @@ from datakit.sources.public import filled_in, listed
 from datakit.sources.read import documents_step, read_step
 from datakit.split import split_step
 from datakit.step import Output, Step, run
+from datakit.synthesis.engines.loaded import let_go
 from datakit.synthesis.synthesise import synthesise_step
 
 
@@ -147,6 +148,9 @@ def build(recipe: Recipe, executor: Executor, watcher: BuildWatcher) -> Publishe
     done: list[tuple[Step, Output, float, bool]] = []
     for number, step in enumerate(planned.steps, start=1):
         watcher.begin(step.name, number, len(planned.steps))
+        if step.inputs and not those_asking((step,)):
+            # Steps that read stand between those that write. After them the room is for other models.
+            let_go()
         output, seconds, cached = run(step, recipe.cache, executor, watcher)
         watcher.end(output.report, seconds, cached)
         done.append((step, output, seconds, cached))

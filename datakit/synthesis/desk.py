@@ -14,6 +14,7 @@ from datakit.recipe import AnyEngine, Budget, OpenAIEngine
 from datakit.step import Step, Work
 from datakit.synthesis.budget import Spent, check, from_notes, refusal, spent_by
 from datakit.synthesis.engines import Answer, Batch, Engine, at_once, make, speed_digest
+from datakit.synthesis.engines.loaded import let_go
 from datakit.synthesis.request_cache import RequestCache
 
 
@@ -142,6 +143,9 @@ class Asking:
             desk = StepDesk(cache, work.step.key, self.parameters, self.budget, spent, answered, told)
             yield engine, desk
             failures = cache.failures(work.step.key)
+        except BaseException:
+            let_go()
+            raise
         finally:
             engine.close()
             cache.close()

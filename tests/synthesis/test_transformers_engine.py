@@ -19,6 +19,7 @@ from datakit.errors import UserError
 from datakit.recipe import TransformersEngine
 from datakit.step import Output, Step
 from datakit.synthesis.engines import Answer, Conversation, Message, make
+from datakit.synthesis.engines.loaded import let_go
 from datakit.synthesis.engines.transformers import Enough, _inputs, generate, load
 from datakit.synthesis.prompts import ending
 
@@ -122,6 +123,19 @@ def test_a_batch_that_is_asked_alone_gives_what_it_gave_among_others(tiny_model:
     assert alone.batches == together.batches[1:2]
     lengths = [sum(len(message.content) for message in request.conversation.messages) for batch in batches for request in batch]
     assert lengths == sorted(lengths)
+
+
+def test_a_model_stays_loaded_for_the_next_step_and_goes_for_another_one(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    let_go()
+    documents = write_documents(tmp_path, 1)
+    loadings = []
+    with caplog.at_level("INFO", logger="datakit.synthesis.engines.transformers"):
+        for name, options in (("a", {}), ("b", {}), ("c", {"max_tokens": 9})):
+            written(tiny_model, tmp_path / name, documents, **options)
+            loadings.append(sum("loaded" in record.getMessage() for record in caplog.records))
+    assert loadings == [1, 1, 2]
 
 
 def test_a_key_covers_the_batch_the_model_and_the_seed(tiny_model: Path) -> None:

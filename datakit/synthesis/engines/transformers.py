@@ -19,6 +19,7 @@ from datakit.recipe import TransformersEngine
 from datakit.synthesis import prompts
 from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
 from datakit.synthesis.engines.batches import fixed_batches, seed_of
+from datakit.synthesis.engines.loaded import loaded
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ class TransformersChat:
         self.name = name
         self.config = config
         self.identity = identity
-        self._loaded: Loaded | None = None
         self.loading_seconds = 0.0
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
@@ -48,15 +48,14 @@ class TransformersChat:
         for batch in batches:
             if not desk.may_ask(len(batch)):
                 return
-            if self._loaded is None:
-                started = time.monotonic()
-                self._loaded = load(self.name, self.config)
-                self.loading_seconds += time.monotonic() - started
-            answers = generate(self._loaded, self.config, [request.conversation for request in batch], seed_of(batch))
+            started = time.monotonic()
+            model = loaded(self.identity, lambda: load(self.name, self.config))
+            self.loading_seconds += time.monotonic() - started
+            answers = generate(model, self.config, [request.conversation for request in batch], seed_of(batch))
             desk.answered([(request.key, answer) for request, answer in zip(batch, answers, strict=True)])
 
     def close(self) -> None:
-        self._loaded = None
+        """The model stays, for the next step (loaded.py)."""
 
 
 def load(name: str, config: TransformersEngine) -> Loaded:

@@ -14,6 +14,7 @@ from datakit.recipe import VllmEngine
 from datakit.synthesis import prompts
 from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
 from datakit.synthesis.engines.batches import fixed_batches, seed_of
+from datakit.synthesis.engines.loaded import loaded
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ class VllmChat:
         self.name = name
         self.config = config
         self.identity = identity
-        self._model: Any = None
         self.loading_seconds = 0.0
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
@@ -38,20 +38,19 @@ class VllmChat:
         for batch in batches:
             if not desk.may_ask(len(batch)):
                 return
-            if self._model is None:
-                started = time.monotonic()
-                self._model = load(self.name, self.config)
-                self.loading_seconds += time.monotonic() - started
-            answers = self._generate(batch)
+            started = time.monotonic()
+            model = loaded(self.identity, lambda: load(self.name, self.config))
+            self.loading_seconds += time.monotonic() - started
+            answers = self._generate(model, batch)
             desk.answered([(request.key, answer) for request, answer in zip(batch, answers, strict=True)])
 
     def close(self) -> None:
-        self._model = None
+        """The model stays, for the next step (loaded.py)."""
 
-    def _generate(self, batch: Batch) -> list[Answer]:
+    def _generate(self, model: Any, batch: Batch) -> list[Answer]:
         """The answers to one batch; what vLLM fails with as an error for the person."""
         try:
-            return generate(self._model, self.config, [request.conversation for request in batch], seed_of(batch))
+            return generate(model, self.config, [request.conversation for request in batch], seed_of(batch))
         except ValueError as error:
             raise UserError(
                 f"engines.{self.name}: vLLM refuses a request: {_first_line(error)}. Finished answers are kept."
