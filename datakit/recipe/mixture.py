@@ -8,8 +8,17 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from datakit.recipe.fields import Model, Path, operational
-from datakit.recipe.filters import AnyFilter, ConsistencyFilter, Encoder, JudgeFilter, LengthFilter, RoundTripFilter
-from datakit.recipe.rows import AnyDedup, Mixture, Negatives, SemanticDedup, Split
+from datakit.recipe.filters import (
+    AnyFilter,
+    ConsistencyFilter,
+    Encoder,
+    JudgeFilter,
+    LanguageFilter,
+    LengthFilter,
+    RoundTripFilter,
+)
+from datakit.recipe.negatives import AdversarialMiner, DenseMiner, Negatives, OtherClusterMiner
+from datakit.recipe.rows import AnyDedup, Mixture, SemanticDedup, Split
 from datakit.recipe.sources import AnySource, PythonDocsSource, TableSource
 from datakit.recipe.synthesis import AnyEngine, Budget, ClusterSelect, Synthesis, Writing
 
@@ -103,6 +112,9 @@ class Recipe(Model):
                 used += [(f"filters.{number}.categories", each, self.categories, "categories") for each in item.categories]
             if isinstance(item, RoundTripFilter | ConsistencyFilter):
                 used.append((f"filters.{number}.encoder", item.encoder, self.encoders, "encoders"))
+            if isinstance(item, LanguageFilter) and not isinstance(item.allow_code_switch, bool):
+                place = f"filters.{number}.allow_code_switch"
+                used += [(place, name, self.categories, "categories") for name in item.allow_code_switch]
             if isinstance(item, JudgeFilter):
                 used.append((f"filters.{number}.engine", item.engine, self.engines, "engines"))
         for number, dedup in enumerate(self.dedup):
@@ -110,6 +122,11 @@ class Recipe(Model):
                 used.append((f"dedup.{number}.encoder", dedup.encoder, self.encoders, "encoders"))
         if self.negatives and self.negatives.screen:
             used.append(("negatives.screen.encoder", self.negatives.screen.encoder, self.encoders, "encoders"))
+        for number, miner in enumerate(self.negatives.miners if self.negatives else []):
+            if isinstance(miner, DenseMiner | OtherClusterMiner):
+                used.append((f"negatives.miners.{number}.encoder", miner.encoder, self.encoders, "encoders"))
+            elif isinstance(miner, AdversarialMiner):
+                used.append((f"negatives.miners.{number}.engine", miner.engine, self.engines, "engines"))
         for place, name, known, where in used:
             if name not in known:
                 raise ValueError(f"{place} is '{name}', and '{where}' has no such name (it has: {', '.join(known) or 'none'})")

@@ -1,4 +1,4 @@
-"""What is done with all rows: dedup, split, negatives, mixture."""
+"""What is done with all rows: dedup, split, mixture."""
 
 from __future__ import annotations
 
@@ -73,37 +73,6 @@ class Split(Model):
     max_group_fraction: float = Field(
         0.01, gt=0, le=1, description="A group of documents with more of the rows than this is for training."
     )
-
-
-class Screen(Model):
-    """Drops mined negatives that are likely positives, by an encoder.
-
-    Reasons counted: above_margin (score >= s+ - |s+| (1 - margin), NV-Retriever, arXiv 2407.15831), equal_to_positive (the text
-    is a positive of the same query), paraphrase (its similarity to the positive is at least `paraphrase`).
-    """
-
-    encoder: str
-    margin: float = Field(0.95, gt=0, le=1, description="Share of the similarity of the positive; smaller drops more.")
-    paraphrase: float = Field(0.95, gt=0, le=1, description="Cosine to a positive from which on a text says the same.")
-
-
-class Bm25Miner(Model):
-    """BM25+ over the positives of the category and split."""
-
-    type: Literal["bm25"]
-    engine: Literal["bm25s", "rank_bm25"] = Field("bm25s", description="rank_bm25 is the reference; it is slow.")
-    depth: int = Field(50, ge=1, description="Ranks that are looked at; more leave more to choose from after a screen.")
-    k1: float = Field(1.5, gt=0, allow_inf_nan=False)
-    b: float = Field(0.75, ge=0, le=1)
-    delta: float = Field(1.0, ge=0, allow_inf_nan=False)
-
-
-class Negatives(Model):
-    """Hard negatives from the documents of the same category and split; of other labels, where the positives are labels."""
-
-    miners: list[Bm25Miner] = Field(min_length=1)
-    per_query: int = Field(8, ge=1, le=64, description="Negatives of a row, those that the data had included.")
-    screen: Screen | None = None
 
 
 class Mixture(Model):
