@@ -30,7 +30,7 @@ quickstart: $(STAMP)
 	$(BIN)/datakit inspect datasets/quickstart/latest
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
