@@ -43,7 +43,6 @@ from datakit.recipe.negatives import (
     OutsideCorpus,
     RandomMiner,
     Ranked,
-    Screen,
 )
 from datakit.recipe.rows import (
     AnyDedup,
@@ -53,6 +52,7 @@ from datakit.recipe.rows import (
     SemanticDedup,
     Split,
 )
+from datakit.recipe.screen import AnyRelabel, CrossEncoderRelabel, JudgeRelabel, Relabel, Screen
 from datakit.recipe.sources import (
     RESHAPED,
     AnyReshape,
@@ -104,6 +104,7 @@ __all__ = [
     "AnyEngine",
     "AnyFilter",
     "AnyMiner",
+    "AnyRelabel",
     "AnyReshape",
     "AnySelect",
     "AnySource",
@@ -116,6 +117,7 @@ __all__ = [
     "Columns",
     "ConsistencyFilter",
     "Constant",
+    "CrossEncoderRelabel",
     "DenseMiner",
     "Encoder",
     "Engine",
@@ -127,6 +129,7 @@ __all__ = [
     "Grouping",
     "HuggingFaceSource",
     "JudgeFilter",
+    "JudgeRelabel",
     "Labelled",
     "LanguageFilter",
     "LengthBounds",
@@ -154,6 +157,7 @@ __all__ = [
     "Ranked",
     "Recipe",
     "Register",
+    "Relabel",
     "RoundTripFilter",
     "Scalar",
     "Screen",

@@ -7,19 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from datakit.recipe.fields import Model
+from datakit.recipe.screen import Screen
 from datakit.recipe.sources import FilesSource, HuggingFaceSource
-
-
-class Screen(Model):
-    """Drops mined negatives that are likely positives, by an encoder.
-
-    Reasons counted: above_margin (score >= s+ - |s+| (1 - margin), NV-Retriever, arXiv 2407.15831), equal_to_positive (the text
-    is a positive of the same query), paraphrase (its similarity to the positive is at least `paraphrase`).
-    """
-
-    encoder: str
-    margin: float = Field(0.95, gt=0, le=1, description="Share of the similarity of the positive; smaller drops more.")
-    paraphrase: float = Field(0.95, gt=0, le=1, description="Cosine to a positive from which on a text says the same.")
 
 
 class Ranked(Model):
