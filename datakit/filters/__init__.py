@@ -12,9 +12,11 @@ from datakit.filters import (
     consistency,
     judge,
     language,
+    language_model,
     length,
     personal_data,
     quality,
+    quality_model,
     round_trip,
     toxicity,
     toxicity_detoxify,
@@ -30,6 +32,7 @@ from datakit.recipe import (
     LengthFilter,
     PersonalDataFilter,
     QualityFilter,
+    QualityModelFilter,
     RoundTripFilter,
     ToxicityFilter,
     UserFilter,
@@ -42,6 +45,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "language": language.REASONS,
     "toxicity": toxicity.REASONS,
     "quality": quality.REASONS,
+    "quality_model": quality_model.REASONS,
     "round_trip": round_trip.REASONS,
     "consistency": consistency.REASONS,
     "personal_data": personal_data.REASONS,
@@ -83,17 +87,24 @@ def filter_step(
             function, version = language.work, language.VERSION
             language.check(filter)
             digests["model"] = assets.digest(filter.model)
+            digests["calibration"] = assets.digest(filter.calibration or str(language_model.SHIPPED))
             packages += ("fasttext-community", "fasttext-predict")
         case ToxicityFilter(engine="embedded"):
             function, version = toxicity.work, toxicity.VERSION
+            toxicity.check(filter)
             digests["words"] = assets.digest(toxicity_embedded.WORDS)
         case ToxicityFilter():
             function, version = toxicity.work, toxicity.VERSION
-            toxicity_detoxify.check(filter)
+            toxicity.check(filter)
             digests |= {"checkpoint": assets.digest(str(filter.checkpoint)), "config": assets.digest(str(filter.config))}
             packages += toxicity_detoxify.PACKAGES
         case QualityFilter():
             function, version = quality.work, quality.VERSION
+        case QualityModelFilter():
+            function, version = quality_model.work, quality_model.VERSION
+            quality_model.load(filter.model)
+            digests["model"] = assets.digest(filter.model)
+            packages += ("fasttext-community", "fasttext-predict")
         case RoundTripFilter():
             if vectors is None or encoder is None:
                 raise UserError(f"The filter 'round_trip' needs the encoder '{filter.encoder}', and was given no vectors.")

@@ -1,4 +1,6 @@
-"""Toxic text, by the engine that the recipe names. A row's score is the larger of its query's and its positive's.
+"""Toxic text, by the engine that the recipe names. Each side of a row is held against the threshold of each label.
+
+Of several labels above their thresholds, the one that is furthest above is told: (score - threshold) / (1 - threshold).
 
 The model of `detoxify` runs in this process on fixed slices of a shard, so a killed build scores at most one slice again.
 """
@@ -14,6 +16,7 @@ import pyarrow as pa
 
 from datakit import storage
 from datakit.encoders.vectors import load_array, save_array
+from datakit.errors import UserError
 from datakit.filters import toxicity_detoxify, toxicity_embedded
 from datakit.filters.sides import Array
 from datakit.filters.verdicts import Verdicts
@@ -40,16 +43,48 @@ def work(work: Work) -> None:
 
 
 def judge_embedded(table: pa.Table, parameters: ToxicityFilter) -> pa.Table:
-    return judge(np.stack([toxicity_embedded.score(series(table, side)) for side in _SIDES], axis=1), parameters)
+    scores = np.stack([toxicity_embedded.score(series(table, side)) for side in _SIDES], axis=1)
+    return judge(scores[:, :, None], parameters)
 
 
 def judge(scores: Array, parameters: ToxicityFilter) -> pa.Table:
-    """Reasons from the scores of query and positive: (n, 2)."""
-    verdicts = Verdicts(len(scores))
-    sides: list[str | None] = [_SIDES[side] for side in scores.argmax(axis=1).tolist()]
-    value = scores.max(axis=1)
-    verdicts.add(value > parameters.threshold, TOXIC, value=value, threshold=parameters.threshold, detail=sides)
+    """Reasons from the scores of query and positive for each label of `thresholds(parameters)`: (n, 2, labels)."""
+    wanted = thresholds(parameters)
+    labels, bounds = list(wanted), np.array(list(wanted.values()))
+    rows = len(scores)
+    verdicts = Verdicts(rows)
+    excess = (scores - bounds) / np.maximum(1 - bounds, 1e-9)
+    most = excess.reshape(rows, -1).argmax(axis=1)
+    side, label = np.divmod(most, len(labels))
+    value = scores.reshape(rows, -1)[np.arange(rows), most]
+    detail: list[str | None] = [f"{labels[which]}, {_SIDES[where]}" for which, where in zip(label, side, strict=True)]
+    verdicts.add(value > bounds[label], TOXIC, value=value, threshold=bounds[label], detail=detail)
     return verdicts.table()
+
+
+def thresholds(parameters: ToxicityFilter) -> dict[str, float]:
+    """The threshold of each label that counts, under the names of Detoxify's `predict`, in their order."""
+    given = parameters.thresholds
+    if given is None:
+        return {toxicity_detoxify.TOXICITY: parameters.threshold}
+    return dict(sorted((toxicity_detoxify.NAMES.get(label, label), bound) for label, bound in given.items()))
+
+
+def check(parameters: ToxicityFilter) -> None:
+    """Refuses labels that the engine does not know."""
+    if parameters.engine == "detoxify":
+        toxicity_detoxify.check(parameters)
+        if parameters.thresholds is None:
+            return
+        known = toxicity_detoxify.read(str(parameters.checkpoint)).classes
+    else:
+        known = [toxicity_detoxify.TOXICITY]
+    for label in parameters.thresholds or {}:
+        if toxicity_detoxify.NAMES.get(label, label) not in known:
+            whose = f"the checkpoint '{parameters.checkpoint}'" if parameters.engine == "detoxify" else "the embedded engine"
+            raise UserError(
+                f"The toxicity filter's thresholds name '{label}', which {whose} does not score. Its labels: {', '.join(known)}."
+            )
 
 
 def _work_with_model(work: Work) -> None:
@@ -80,8 +115,11 @@ class _Score:
         table = storage.read_table(shard, columns=list(_SIDES)).slice(start, _SLICE)
         texts = [series(table, side).to_list() for side in _SIDES]
         distinct = list(dict.fromkeys([*texts[0], *texts[1]]))
-        known = dict(zip(distinct, toxicity_detoxify.score(distinct, self.parameters).tolist(), strict=True))
-        save_array(storage.join(folder, "scores.npy"), np.array([[known[text] for text in side] for side in texts]).T)
+        labels = list(thresholds(self.parameters))
+        scored = toxicity_detoxify.score(distinct, self.parameters, labels)
+        place = {text: number for number, text in enumerate(distinct)}
+        scores = np.stack([scored[[place[text] for text in side]] for side in texts], axis=1)
+        save_array(storage.join(folder, "scores.npy"), scores.reshape(table.num_rows, -1))
         return {"rows": table.num_rows}
 
 
@@ -93,6 +131,8 @@ class _Judged:
     def __call__(self, unit: tuple[str, Sequence[str]], folder: str) -> dict[str, Any]:
         shard, files = unit
         table = storage.read_table(shard)
-        scores = np.concatenate([np.zeros((0, len(_SIDES))), *(load_array(file) for file in files)])
-        kept, rejected = split_rejected(table, self.name, judge(scores, self.parameters))
+        width = len(_SIDES) * len(thresholds(self.parameters))
+        scores = np.concatenate([np.zeros((0, width)), *(load_array(file) for file in files)])
+        said = judge(scores.reshape(len(scores), len(_SIDES), -1), self.parameters)
+        kept, rejected = split_rejected(table, self.name, said)
         return write_rows(folder, kept=[(part_of(shard), kept)], rejected=rejected, rows_in=count_categories(table))

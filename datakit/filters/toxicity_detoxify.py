@@ -11,7 +11,9 @@ import functools
 import importlib.util
 import os
 import pickle
+import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ from datakit.recipe import ToxicityFilter
 PACKAGES = ("detoxify", "tokenizers", "torch", "transformers")
 
 # The class that every checkpoint of Detoxify has: "toxic" in those of the first challenge.
-_CLASS = "toxicity"
-_NAMES = {"toxic": _CLASS}
+TOXICITY = "toxicity"
+# Detoxify's own table: names in the checkpoint of `original`, and what its `predict` calls them.
+NAMES = {"toxic": TOXICITY, "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
 
 
 def check(parameters: ToxicityFilter) -> None:
@@ -43,17 +46,27 @@ def check(parameters: ToxicityFilter) -> None:
         )
 
 
-@functools.lru_cache(maxsize=1)
-def load(checkpoint: str, config: str) -> Any:
-    """A Detoxify with the checkpoint's weights, on a GPU where there is one."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint of Detoxify holds. `classes` are the labels that `predict` gives, in the order of the model's outputs.
+
+    `unbiased` and `multilingual` have more outputs than labels: the identities that they were trained beside come last.
+    """
+
+    arguments: dict[str, Any]
+    classes: list[str]
+    state: dict[str, Any]
+
+
+def read(checkpoint: str) -> Checkpoint:
+    """Reads a checkpoint without running what it may hold; of a file in torch's zip format, weights only when they are used."""
     import torch
-    from detoxify import Detoxify
-    from detoxify.detoxify import get_model_and_tokenizer
 
     try:
-        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        arguments = loaded["config"]["arch"]["args"]
-        classes = [_NAMES.get(name, name) for name in loaded["config"]["dataset"]["args"]["classes"]]
+        mapped = zipfile.is_zipfile(checkpoint)
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=mapped)
+        arguments = dict(loaded["config"]["arch"]["args"])
+        classes = [NAMES.get(name, name) for name in loaded["config"]["dataset"]["args"]["classes"]]
         state = loaded["state_dict"]
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -61,21 +74,32 @@ def load(checkpoint: str, config: str) -> Any:
             "opened. If you trust it, load it once with torch.load(..., weights_only=False), and save its 'config' and "
             "'state_dict' anew."
         ) from error
-    except (KeyError, TypeError, RuntimeError, EOFError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, EOFError) as error:
         raise UserError(
             f"'{checkpoint}' is no checkpoint of Detoxify: {type(error).__name__}: {error}. It needs 'state_dict', and 'config' "
             "with 'arch' and 'dataset'."
         ) from error
-    if _CLASS not in classes:
-        raise UserError(f"The checkpoint '{checkpoint}' has no class '{_CLASS}'; it has: {', '.join(classes)}.")
+    if TOXICITY not in classes:
+        raise UserError(f"The checkpoint '{checkpoint}' has no class '{TOXICITY}'; it has: {', '.join(classes)}.")
+    return Checkpoint(arguments, classes, state)
+
+
+@functools.lru_cache(maxsize=1)
+def load(checkpoint: str, config: str) -> Any:
+    """A Detoxify with the checkpoint's weights, on a GPU where there is one."""
+    import torch
+    from detoxify import Detoxify
+    from detoxify.detoxify import get_model_and_tokenizer
+
+    found = read(checkpoint)
     try:
         # The folder stands in for the name of the base model, so that the number of classes is set and nothing is downloaded.
-        model, tokenizer = get_model_and_tokenizer(**{**arguments, "model_type": config}, state_dict=state)
-    except (OSError, ValueError, RuntimeError) as error:
+        model, tokenizer = get_model_and_tokenizer(**{**found.arguments, "model_type": config}, state_dict=found.state)
+    except (OSError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         line = next(iter(str(error).strip().splitlines()), "")[:300]
         raise UserError(f"The checkpoint '{checkpoint}' does not fit the config '{config}': {line}") from error
     detector = Detoxify.__new__(Detoxify)
-    detector.class_names = classes
+    detector.class_names = found.classes
     detector.tokenizer = tokenizer
     detector.device = "cuda" if torch.cuda.is_available() else "cpu"
     detector.model = model.to(detector.device)
@@ -85,12 +109,14 @@ def load(checkpoint: str, config: str) -> Any:
     return detector
 
 
-def score(texts: Sequence[str], parameters: ToxicityFilter) -> Array:
-    """Toxicity of each text: float64, 0 to 1. Batches depend on the texts and the batch size alone."""
+def score(texts: Sequence[str], parameters: ToxicityFilter, labels: Sequence[str] = (TOXICITY,)) -> Array:
+    """The scores of each text for the labels, (texts, labels): float64, 0 to 1. Batches depend on texts and batch size alone."""
     detector = load(str(parameters.checkpoint), str(parameters.config))
     order = sorted(range(len(texts)), key=lambda each: (len(texts[each]), texts[each], each))
-    scores = np.zeros(len(texts))
+    scores = np.zeros((len(texts), len(labels)))
     for start in range(0, len(order), parameters.batch_size):
         batch = order[start : start + parameters.batch_size]
-        scores[batch] = detector.predict([texts[each] for each in batch])[_CLASS]
+        found = detector.predict([texts[each] for each in batch])
+        for place, label in enumerate(labels):
+            scores[batch, place] = found[label]
     return scores

@@ -45,8 +45,8 @@ def repeated_fraction(texts: pl.Series) -> Array:
     if len(codes) < 3:
         return np.zeros(len(texts))
     row = np.repeat(np.arange(len(texts)), lengths)
-    grams = _mix(_mix(_mix(row[:-2].astype(np.uint64)) ^ codes[:-2]) ^ codes[1:-1])
-    grams = _mix(grams ^ codes[2:])
+    grams = mix(mix(mix(row[:-2].astype(np.uint64)) ^ codes[:-2]) ^ codes[1:-1])
+    grams = mix(grams ^ codes[2:])
     inside = np.flatnonzero(row[:-2] == row[2:])
     later = np.flatnonzero(~pl.Series(grams[inside]).is_first_distinct().to_numpy())
     covered = np.zeros(len(codes), bool)
@@ -55,7 +55,7 @@ def repeated_fraction(texts: pl.Series) -> Array:
     return np.asarray(np.bincount(row[covered], minlength=len(texts)) / np.maximum(lengths, 1))
 
 
-def _mix(values: Array) -> Array:
+def mix(values: Array) -> Array:
     """splitmix64's finaliser: 64-bit numbers to well mixed ones. One to one."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

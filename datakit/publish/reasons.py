@@ -58,9 +58,56 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "unknown_language": ("The text is too short, or too mixed, to tell its language.", "confidence {value}"),
     "code_switched": ("The text changes its language on the way.", "share {value}, and {threshold} is allowed"),
-    "toxic": ("The text is toxic.", "toxicity {value}, and less than {threshold} is allowed"),
+    "toxic": ("The text is toxic.", "{detail}: {value}, and at most {threshold} is allowed"),
     "repetitive": ("The text repeats itself.", "{value} of its words are repeated, and {threshold} is allowed"),
     "symbols": ("The query is made of symbols more than of words.", "share {value}, and {threshold} is allowed"),
+    "lorem_ipsum": ("The text is a filler.", ""),
+    "javascript": ("The text asks for JavaScript.", ""),
+    "curly_brackets": ("The document has curly brackets as code has.", "share {value}, and {threshold} is allowed"),
+    "no_terminal_punctuation": (
+        "The lines of the document are no sentences.",
+        "{value} of the longer ones end in a full stop, and at least {threshold} is asked for",
+    ),
+    "word_length": ("The words are too short or too long for a text.", "{value} characters on average, and the bound is {threshold}"),
+    "symbol_ratio": ("The text has too many hashes or ellipses.", "{value} for each word, and {threshold} is allowed"),
+    "few_alphabetic_words": (
+        "Too few words of the text have a letter.",
+        "share {value}, and at least {threshold} is asked for",
+    ),
+    "bullet_lines": ("The document is a list.", "{value} of its lines begin with a bullet, and {threshold} is allowed"),
+    "ellipsis_lines": ("The lines of the document break off.", "{value} of them, and {threshold} is allowed"),
+    "duplicate_lines": ("The document repeats lines.", "{value} of them, and {threshold} is allowed"),
+    "duplicate_line_characters": (
+        "The document repeats lines.",
+        "{value} of its characters, and {threshold} is allowed",
+    ),
+    "duplicate_paragraphs": ("The document repeats paragraphs.", "{value} of them, and {threshold} is allowed"),
+    "duplicate_paragraph_characters": (
+        "The document repeats paragraphs.",
+        "{value} of its characters, and {threshold} is allowed",
+    ),
+    "few_stop_words": (
+        "The document lacks the small words that prose has.",
+        "{value} different ones, and at least {threshold} is asked for",
+    ),
+    **{
+        f"top_{n}_gram": (
+            f"One sequence of {n} words takes up much of the document.",
+            "{value} of its characters, and {threshold} is allowed",
+        )
+        for n in (2, 3, 4)
+    },
+    **{
+        f"duplicate_{n}_grams": (
+            f"Sequences of {n} words repeat in the document.",
+            "{value} of its characters, and {threshold} is allowed",
+        )
+        for n in (5, 6, 7, 8, 9, 10)
+    },
+    "low_quality": (
+        "A trained classifier finds the row poor.",
+        "quality {value}, and at least {threshold} is asked for",
+    ),
     "boilerplate": ("The text is boilerplate of a web page.", ""),
     "prompt_leak": ("The query repeats words of the prompt that it was written for.", ""),
     "query_is_positive": ("The query is the document itself, or most of it.", "{value} of it"),

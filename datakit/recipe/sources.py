@@ -287,16 +287,17 @@ class PythonDocsSource(Source):
     topics: CPython's language reference (`pydoc_data.topics`), title <-> section.
     docstrings: first paragraph of a docstring <-> source of the function or class, without the docstring.
     signatures: qualified name and signature <-> docstring.
+    summaries: first paragraph of a docstring <-> the rest of it.
     packages: summary <-> description of installed distributions.
 
     Packages take turns, and their modules come in an order drawn from the seed, so that a `limit` takes some of each.
     """
 
     type: Literal["python-docs"]
-    part: Literal["topics", "docstrings", "signatures", "packages"]
+    part: Literal["topics", "docstrings", "signatures", "summaries", "packages"]
     packages: list[str] = Field(
         [],
-        description="docstrings, signatures: importable packages; `stdlib` is the standard library, and the default. "
+        description="docstrings, signatures, summaries: importable packages; `stdlib` is the standard library, and the default. "
         "packages: distributions; default: all that are installed.",
     )
     documents: bool = Field(

@@ -49,6 +49,11 @@ class Documented:
         """The first paragraph of the docstring, on one line."""
         return " ".join(re.split(r"\n\s*\n", self.docstring)[0].split())
 
+    @property
+    def details(self) -> str:
+        """The docstring without its first paragraph."""
+        return "".join(re.split(r"\n\s*\n", self.docstring, maxsplit=1)[1:]).strip()
+
 
 def documented(package: str, seed: int) -> Iterator[Documented | Unreadable]:
     """All that is documented in an importable package (or `stdlib`), module by module, in an order drawn from `seed`."""
@@ -181,8 +186,14 @@ def _arguments(function: ast.FunctionDef | ast.AsyncFunctionDef, bound: bool) ->
 
 
 def pair(item: Documented, part: str) -> dict[str, str]:
-    """docstrings: summary <-> source. signatures: signature <-> docstring."""
-    query, positive = (item.summary, item.source) if part == "docstrings" else (item.signature, beginning(item.docstring, WORDS))
+    """docstrings: summary <-> source. signatures: signature <-> docstring. summaries: summary <-> the rest of the docstring."""
+    match part:
+        case "docstrings":
+            query, positive = item.summary, item.source
+        case "summaries":
+            query, positive = item.summary, beginning(item.details, WORDS)
+        case _:
+            query, positive = item.signature, beginning(item.docstring, WORDS)
     return {"query": query, "positive": positive, "document_id": f"object {item.name}"}
 
 
