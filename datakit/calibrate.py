@@ -56,10 +56,15 @@ class Quantity:
 _ENDLESS = 1 << 60
 _MINILM = {"encoder": "minilm"}
 QUANTITIES: dict[str, Quantity] = {
-    "toxicity": Quantity("toxicity", "threshold", True, {"threshold": -1.0}, {}),
+    "toxicity": Quantity("toxicity", "threshold", True, {"threshold": -1.0, "thresholds": None}, {}),
+    "quality_model": Quantity("quality_model", "threshold", False, {"threshold": 2.0}, {}),
     "quality": Quantity("quality", "quality", False, {}, {}, column="quality"),
     "language": Quantity(
-        "language", "min_confidence", False, {"min_confidence": 2.0, "unknown": "reject", "min_words": 1}, {"allowed": None}
+        "language",
+        "min_confidence",
+        False,
+        {"min_confidence": 2.0, "unknown": "reject", "min_words": 1, "allow_code_switch": True},
+        {"allowed": None},
     ),
     "consistency": Quantity("consistency", "threshold", False, {"threshold": 2.0}, {**_MINILM, "threshold": 1.0}),
     "round_trip": Quantity("round_trip", "top_k", True, {"top_k": 0}, _MINILM, whole=True),
