@@ -64,7 +64,6 @@ FILTERS = """\
 filters:
   - {{type: personal_data}}
   - {{type: length, query: [2, 512], document: [2, 2000]}}
-  - {{type: length, tokenizer: "{tokenizer}", query: [2, 512], document: [2, 2000]}}
   - {{type: language, allowed: [en]}}
   - {{type: toxicity}}
   - {{type: quality}}
@@ -161,7 +160,7 @@ def growth(sizes: list[int], workers: int) -> None:
         try:
             write_rows(root, number)
             (root / "mine.py").write_text(PLUGIN)
-            (root / "filters.yaml").write_text(FILTERS.format(root=root, tokenizer=MINILM))
+            (root / "filters.yaml").write_text(FILTERS.format(root=root))
             command = [
                 sys.executable, "-m", "datakit.cli", "filter", f"{root}/rows-*.jsonl", "--filters", f"{root}/filters.yaml", "-o",
                 f"{root}/out", "--query", "q", "--positive", "p", "--cache", f"{root}/cache", "--workers", str(workers),
