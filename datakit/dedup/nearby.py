@@ -20,8 +20,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datakit.dedup.cosine import Parts, alike
 from datakit.synthesis import clusters
+
+Parts = Sequence[NDArray[np.float32]]
 
 # A scope of so many vectors is searched without clusters: 50,000 take half a minute of one processor.
 EXACT = 50_000
@@ -103,6 +104,8 @@ def alike_by_clusters(
 
     The vectors must stand in an order that says nothing of them: centres are fitted to the first ones.
     """
+    from datakit.dedup.cosine import alike
+
     centres = centres_of([part[: clusters.SAMPLE] for part in parts], len(parts[0]), seed)
     near = nearest(parts, centres, probes)
     order = np.argsort(near.ravel(), kind="stable")

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from datakit import exchange, storage
 from datakit.dedup.scopes import scope
 from datakit.encoders.vectors import ID, ROLES, dimension, load_array, lookup, pack, save_array
-from datakit.filters.sides import positive_is_label
 from datakit.step import Output, Work
 
 # Nodes whose vectors lie in one file: 25 MiB of 384 dimensions.
@@ -84,6 +83,8 @@ class _Texts:
     within: str
 
     def __call__(self, shard: str, folder: str) -> dict[str, Any]:
+        from datakit.filters.sides import positive_is_label  # all filters come with it
+
         table = storage.read_table(shard, _COLUMNS)
         scopes = np.zeros(table.num_rows, np.uint64)
         if self.within == "category":

@@ -31,7 +31,6 @@ import pyarrow as pa
 from datakit import exchange, storage
 from datakit.dedup import nearby
 from datakit.dedup.candidates import packed
-from datakit.dedup.cosine import alike, survivors
 from datakit.dedup.nodes import Nodes, Places, number_nodes, read_vectors, write_vectors
 from datakit.dedup.survivors import RANKED_BY, best_first, reject_losers, write_losers
 from datakit.encoders.vectors import load_array, save_array
@@ -156,6 +155,7 @@ class _Link:
     def __call__(self, unit: _Tiled | _Cluster, folder: str) -> dict[str, Any]:
         from threadpoolctl import threadpool_limits
 
+        from datakit.dedup.cosine import alike
         from datakit.dedup.verify import roots, unite
 
         scopes, same = None, False
@@ -244,6 +244,8 @@ class _Compare:
 
     def __call__(self, group: int, folder: str) -> dict[str, Any]:
         from threadpoolctl import threadpool_limits
+
+        from datakit.dedup.cosine import survivors
 
         table = exchange.gather(self.paths, self.sizes, group)
         assert table is not None, "a group has rows"

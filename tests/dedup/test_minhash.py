@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from duplicated import changed, duplicated_rows, jaccard, rank, row, sentence, shingle_set, tables
+from duplicated import changed, duplicated_rows, jaccard, rank, row, rows_alike, sentence, shingle_set, tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stepping import read, rows_step, run_step
@@ -58,17 +58,33 @@ def greedy(records: list[dict[str, Any]], threshold: float, within: str) -> dict
     return lost
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 10**6), st.sampled_from([0.6, 0.8, 0.9]), st.sampled_from(["category", "all"]), st.integers(1, 5))
+def similarity(one: dict[str, Any], other: dict[str, Any], on: str) -> float:
+    """The lowest Jaccard similarity of what is compared; -1 for rows that are not."""
+    labels = [record["positive"] if record.get("label") else None for record in (one, other)]
+    if on == "positive" and labels[0] != labels[1]:
+        return -1.0
+    sides = ["query"] if on == "positive" and labels[0] else {"pair": ["query", "positive"]}.get(on, [on])
+    return min(jaccard(shingle_set(one[side]), shingle_set(other[side])) for side in sides)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.6, 0.8, 0.9]),
+    st.sampled_from(["category", "all"]),
+    st.sampled_from(["query", "positive", "pair"]),
+    st.integers(1, 5),
+)
 def test_survivors_hold_what_they_must_in_any_order(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, threshold: float, within: Any, shards: int
+    tmp_path_factory: pytest.TempPathFactory, seed: int, threshold: float, within: Any, on: Any, shards: int
 ) -> None:
-    records = duplicated_rows(seed, 25)
+    records = rows_alike(seed, 20, words=24)
     by_id = {record["row_id"]: record for record in records}
-    dedup = settings_for(threshold=threshold, within=within)
+    dedup = settings_for(threshold=threshold, within=within, on=on)
     output = run(records, dedup, tmp_path_factory.mktemp("near"))
     lost = dropped(output)
     kept = set(read(output.shards).column("row_id").to_pylist())
+    assert lost, "there is something to drop"
     assert kept | set(lost) == set(by_id)
     assert not kept & set(lost)
     for row_id, (other, value) in lost.items():
@@ -76,7 +92,7 @@ def test_survivors_hold_what_they_must_in_any_order(
         assert other in kept, "a dropped row names a row that is kept"
         assert rank(survivor) < rank(one), "the better one survives"
         assert within == "all" or one["category"] == survivor["category"]
-        assert value == jaccard(shingle_set(one["query"]), shingle_set(survivor["query"])) >= threshold
+        assert value == similarity(one, survivor, on) >= threshold
     random.Random(seed).shuffle(records)
     again = run(records, dedup, tmp_path_factory.mktemp("near"), shards)
     assert dropped(again) == lost

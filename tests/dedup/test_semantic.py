@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from duplicated import changed, duplicated_rows, rank, row, tables
+from duplicated import rank, row, rows_alike, tables
 from embedded import embedded_step, vector
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -73,28 +73,6 @@ def greedy(records: list[dict[str, Any]], threshold: float, within: str, on: str
         else:
             kept.append(record)
     return lost
-
-
-def rows_alike(seed: int, families: int) -> list[dict[str, Any]]:
-    """Rows of which queries, positives, both or neither are nearly the same; some with a label in the place of the positive."""
-    draw = random.Random(seed)
-    records = duplicated_rows(seed, families, words=6)
-    positives = [record["query"] for record in duplicated_rows(seed + 1, families, words=6)]
-    for number, record in enumerate(records):
-        if number and draw.random() < 0.3:
-            # Nearly the row before it, on both sides.
-            before = records[number - 1]
-            query = " ".join(changed(draw, before["query"].split(), draw.randrange(2)))
-            labelled = {name: before[name] for name in ("label", "in_batch_negatives") if name in before}
-            kept = {"category": draw.choice("aab"), "number": number, "quality": record["quality"]}
-            records[number] = row(query, before["positive"], **kept, **labelled)
-            continue
-        more = {"label": draw.choice(["yes", "no"]), "in_batch_negatives": False} if draw.random() < 0.3 else {}
-        positive = more.get("label") or draw.choice(positives[: max(3, len(positives) // 2)])
-        query = draw.choice(records)["query"] if draw.random() < 0.2 else record["query"]
-        kept = {"category": record["category"], "number": number, "quality": record["quality"]}
-        records[number] = row(query, positive, **kept, **more)
-    return records
 
 
 def same(found: dict[str, tuple[str, float]], wanted: dict[str, tuple[str, float]]) -> bool:
