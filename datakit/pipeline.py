@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datakit import storage
 from datakit.assets import Assets
 from datakit.cleaning import Vectors, clean, those_asking
+from datakit.decontamination.decontaminate import decontaminate_step
 from datakit.errors import UserError
 from datakit.executor import Executor
 from datakit.mixing.mix import mix_step
@@ -62,6 +63,7 @@ def plan(recipe: Recipe) -> Plan:
     rows = add(normalise_step(tuple(steps)))
     vectors = Vectors(recipe.encoders, steps, assets)
     rows = clean(recipe, rows, steps, vectors, assets)
+    rows = _decontaminated(recipe, "decontaminate", rows, steps, vectors, assets)
     rows = add(split_step(recipe.split, recipe.seed, (rows,)))
     if recipe.negatives is not None:
         rows = add(mine_step(recipe.negatives, (rows,)))
@@ -69,9 +71,23 @@ def plan(recipe: Recipe) -> Plan:
             name = recipe.negatives.screen.encoder
             seen = vectors.of(name, rows)
             rows = add(screen_step(recipe.negatives, recipe.encoders[name], (rows,), seen))
+        rows = _decontaminated(recipe, "decontaminate-negatives", rows, steps, vectors, assets)
     add(mix_step(recipe.mixture, recipe.seed, recipe.shard_rows, (rows,)))
     assets.save()
     return Plan(recipe, steps, entries)
+
+
+def _decontaminated(recipe: Recipe, name: str, rows: Step, steps: list[Step], vectors: Vectors, assets: Assets) -> Step:
+    """Adds a step that checks the rows against the evaluation sets, if the recipe names any; again where negatives were mined."""
+    wanted, encoder, seen = recipe.decontamination, None, None
+    if wanted is None:
+        return rows
+    if wanted.semantic is not None:
+        encoder, seen = recipe.encoders[wanted.semantic.encoder], vectors.of(wanted.semantic.encoder, rows)
+    mined = name != "decontaminate"
+    found = decontaminate_step(name, wanted, (rows,), assets, mirror=recipe.mirror, encoder=encoder, vectors=seen, mined=mined)
+    steps.append(found)
+    return found
 
 
 def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets, before: Sequence[Step], declared_by: str) -> list[Step]:

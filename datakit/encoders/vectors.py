@@ -92,6 +92,12 @@ def lookup(output: Output, role: Role, ids: Sequence[str] | Array) -> Array:
     return found
 
 
+def holds(output: Output, role: Role, ids: Sequence[str]) -> Array:
+    """Whether the embed step has a vector for each of some texts: bool, (n)."""
+    known = load_array(_index(output, f"{role}-ids.npy"))
+    return np.isin(pack(ids), known) if len(ids) else np.zeros(0, bool)
+
+
 def dimension(output: Output) -> int:
     """The number of dimensions; 0 where the embed step saw no text."""
     return int(output.report.notes["dimension"])

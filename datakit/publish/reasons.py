@@ -129,7 +129,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "exact_duplicate": ("Another row says the same.", ""),
     "near_duplicate": ("Another row says nearly the same.", "similarity {value}, and {threshold} makes a duplicate"),
     "semantic_duplicate": ("Another row means the same.", "similarity {value}, and {threshold} makes a duplicate"),
-    "contaminated": ("The row is in an evaluation set.", "overlap {value}, and {threshold} is a hit"),
+    "contaminated_exact": ("A text of the row is in an evaluation set.", ""),
+    "contaminated_ngram": ("A text of the row holds one of an evaluation set.", "{value} of it, and {threshold} is a hit"),
+    "contaminated_semantic": (
+        "A text of the row means what one of an evaluation set does.",
+        "similarity {value}, and {threshold} is a hit",
+    ),
 }
 
 

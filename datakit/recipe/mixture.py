@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from datakit.recipe.decontamination import Decontamination
 from datakit.recipe.fields import Model, Path, operational
 from datakit.recipe.filters import (
     AnyFilter,
@@ -94,6 +95,7 @@ class Recipe(Model):
     budget: Budget = operational(Budget())
     filters: list[AnyFilter] = []
     dedup: list[AnyDedup] = []
+    decontamination: Decontamination | None = None
     split: Split = Split()
     negatives: Negatives | None = None
     mixture: Mixture = Mixture()
@@ -120,6 +122,9 @@ class Recipe(Model):
         for number, dedup in enumerate(self.dedup):
             if isinstance(dedup, SemanticDedup):
                 used.append((f"dedup.{number}.encoder", dedup.encoder, self.encoders, "encoders"))
+        if self.decontamination and self.decontamination.semantic:
+            name = self.decontamination.semantic.encoder
+            used.append(("decontamination.semantic.encoder", name, self.encoders, "encoders"))
         if self.negatives and self.negatives.screen:
             used.append(("negatives.screen.encoder", self.negatives.screen.encoder, self.encoders, "encoders"))
         for number, miner in enumerate(self.negatives.miners if self.negatives else []):
