@@ -35,6 +35,11 @@ def is_sentence_pair(table: pa.Table) -> Array:
     return _mask(pc.is_in(table.column("task"), value_set=pa.array(SENTENCE_TASKS)))
 
 
+def in_two_languages(table: pa.Table) -> Array:
+    """Rows of bitext: the sides are translations of each other."""
+    return _mask(pc.equal(table.column("task"), "bitext").fill_null(False))
+
+
 def is_graded(table: pa.Table) -> Array:
     """Rows with a score: a pair may be a poor match on purpose."""
     return _mask(pc.is_valid(table.column("score")))
