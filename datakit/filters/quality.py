@@ -238,9 +238,9 @@ def _by_gopher(
         share = among_all(grams.top(n))
         verdicts.add(share > most, TOP_GRAM[n], value=share, threshold=most)
     # What longer n-grams cover, shorter ones cover too: few texts are left to look at.
-    for n, most in sorted(rules.max_duplicate_grams.items()):
-        share = grams.duplicated(n)
-        verdicts.add(among_all(share) > most, DUPLICATE_GRAMS[n], value=among_all(share), threshold=most)
+    for size, most in sorted(rules.max_duplicate_grams.items()):
+        share = grams.duplicated(size)
+        verdicts.add(among_all(share) > most, DUPLICATE_GRAMS[size], value=among_all(share), threshold=most)
         left = share > min(rules.max_duplicate_grams.values())
         long, grams = long[left], grams.only(left)
 

@@ -116,11 +116,8 @@ def _shared(query: pl.Series, positive: pl.Series, kind: Array) -> list[pl.Serie
         pl.element().sort_by(pl.element().str.len_chars(), descending=True, maintain_order=True).first()
     )
     first = longest.list.first().fill_null("")
-    holds = pl.select(
-        pl.Series(positive.str.slice(0, _SEARCHED).str.to_lowercase()).str.contains(
-            first.str.to_lowercase().str.slice(0, 6), literal=True
-        )
-    ).to_series()
+    sought = pl.DataFrame({"in": positive.str.slice(0, _SEARCHED).str.to_lowercase(), "word": first.str.to_lowercase()})
+    holds = sought.select(pl.col("in").str.contains(pl.col("word").str.slice(0, 6), literal=True)).to_series()
     kinds = pl.Series(kind.astype(str))
     share = pl.Series(steps)
     size = pl.Series(_steps(whole, (0.0, 1.0, 2.0, 3.0, 5.0, 8.0)))
@@ -150,10 +147,10 @@ def _class(characters: pl.Series) -> pl.Series:
         r"[,;:]": ",",
         r"[)\]\}\"']": ")",
     }
-    chosen = pl.when(pl.lit(False)).then(pl.lit(""))
-    for pattern, name in kinds.items():
-        chosen = chosen.when(characters.str.contains(rf"^{pattern}")).then(pl.lit(name))
-    return pl.select(chosen.otherwise(pl.lit("-"))).to_series()
+    chosen = pl.lit("-")
+    for pattern, name in reversed(kinds.items()):
+        chosen = pl.when(characters.str.contains(rf"^{pattern}")).then(pl.lit(name)).otherwise(chosen)
+    return pl.select(chosen).to_series()
 
 
 def _steps(values: Array, bounds: tuple[float, ...]) -> Array:

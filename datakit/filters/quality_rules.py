@@ -37,7 +37,8 @@ def mean_word_length(texts: pl.Series) -> Array:
 def symbol_ratio(texts: pl.Series) -> Array:
     """Hashes and ellipses for each word: the larger of the two (Gopher counts both, each by itself)."""
     words = np.maximum(count_words(texts), 1)
-    return np.maximum(texts.str.count_matches("#").to_numpy(), texts.str.count_matches(_ELLIPSIS).to_numpy()) / words
+    hashes, ellipses = texts.str.count_matches("#").to_numpy(), texts.str.count_matches(_ELLIPSIS).to_numpy()
+    return np.asarray(np.maximum(hashes, ellipses) / words)
 
 
 def alphabetic_share(texts: pl.Series) -> Array:

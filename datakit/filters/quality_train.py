@@ -137,7 +137,8 @@ def trainable() -> Any:
     if not hasattr(fasttext, "train_supervised"):
         raise UserError(
             "The module 'fasttext' that is installed cannot train: 'fasttext-predict' was installed after 'fasttext-community', "
-            "and both bring a module of this name. Install it anew with: pip install --force-reinstall --no-deps fasttext-community"
+            "and both bring a module of this name. Install it anew with: "
+            "pip install --force-reinstall --no-deps fasttext-community"
         )
     return fasttext
 
@@ -195,8 +196,8 @@ def run(
     quality = probabilities(model, quality_features.lines(unseen.rows))
     threshold = QualityModelFilter(type="quality_model").threshold
     results = [tested("held-out rows", quality, unseen.poor, unseen.origin, threshold)]
-    for name in test:
-        table, is_poor, reasons = written(open_build(name))
+    for place in test:
+        table, is_poor, reasons = written(open_build(place))
         told = probabilities(model, quality_features.lines(table))
         results.append(tested("rows that a model wrote, kept or rejected by a build", told, is_poor, reasons, threshold))
     text = card(results, _trained(labelled, labels, share), command, licence or _licences(build), len(data))

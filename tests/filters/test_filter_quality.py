@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from filter_rows import PROSE, row, said, table
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datakit.filters import quality
@@ -133,6 +133,7 @@ def test_each_rule_of_repeated_ngrams(n: int) -> None:
 TEXTS = st.lists(st.text(alphabet="ab \n.中", max_size=60), max_size=6)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_ngram_shares_are_those_of_a_plain_count(texts: list[str]) -> None:
     grams = Grams(pl.Series(texts, dtype=pl.String))
@@ -157,6 +158,7 @@ def test_ngram_shares_are_those_of_a_plain_count(texts: list[str]) -> None:
         np.testing.assert_allclose(grams.only(np.array(only, bool)).duplicated(n), np.array(duplicated)[np.array(only, bool)])
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_shares_of_lines_are_those_of_a_plain_count(texts: list[str]) -> None:
     found = Lines.of(pl.Series(texts, dtype=pl.String))

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from filter_rows import PROSE, row, said, table
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepping import read, rows_step, run_step
 from typer.testing import CliRunner
@@ -50,6 +50,7 @@ def test_each_corruption_spoils_a_good_pair_and_is_drawn_from_its_seed_alone(nam
     assert spoilt == [CORRUPTIONS[name](GOOD, OTHER, Draw(str(seed))) for seed in range(5)]
 
 
+@settings(deadline=None)
 @given(st.builds(Pair, st.text(max_size=40), st.text(max_size=80)), st.integers(0, 99))
 def test_corruptions_take_any_text(pair: Pair, seed: int) -> None:
     for corruption in CORRUPTIONS.values():

@@ -240,7 +240,7 @@ def test_labels_that_a_model_does_not_score_are_refused_by_name_before_anything_
     unknown = "sexual_explicit" if kind == "original" else "identity_hatred"
     with pytest.raises(UserError, match=rf"name '{unknown}', which the checkpoint .* toxicity, severe_toxicity, obscene"):
         filter_step(0, detoxify(checkpoint, thresholds={unknown: 0.5}), (), None, None, Assets(str(tmp_path)))
-    with pytest.raises(UserError, match="name 'insult', which the embedded engine does not score. Its labels: toxicity"):
+    with pytest.raises(UserError, match=r"name 'insult', which the embedded engine does not score. Its labels: toxicity"):
         filter_step(0, ToxicityFilter(type="toxicity", thresholds={"insult": 0.5}), (), None, None, Assets(str(tmp_path)))
 
 
