@@ -1,4 +1,4 @@
-"""Filters and dedup, one step after the other: the part of a build that `datakit filter` runs alone."""
+"""Filters and dedup, one step after the other: the part of a build that `datakit filter` runs alone; and screens of negatives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from datakit.dedup import dedup_step
 from datakit.encoders.embed import embed_step
 from datakit.filters import filter_step, personal_data
 from datakit.filters.judge import Judging
+from datakit.negatives.relabel import is_judge, relabel_step
+from datakit.negatives.screen import screen_step
+from datakit.negatives.texts import embed_candidates_step
 from datakit.recipe import (
     AnyDedup,
     AnyEngine,
@@ -18,6 +21,8 @@ from datakit.recipe import (
     ConsistencyFilter,
     Encoder,
     JudgeFilter,
+    JudgeRelabel,
+    Negatives,
     PersonalDataFilter,
     RoundTripFilter,
     SemanticDedup,
@@ -87,6 +92,27 @@ def clean(wanted: Wanted, rows: Step, steps: list[Step], vectors: Vectors, asset
     return rows
 
 
+def screened(negatives: Negatives, wanted: Wanted, rows: Step, steps: list[Step], vectors: Vectors, assets: Assets) -> Step:
+    """Adds the steps that screen and relabel mined negatives, where the recipe has a screen; returns the last one."""
+    screen = negatives.screen
+    if screen is None:
+        return rows
+    encoder, seen = wanted.encoders[screen.encoder], vectors.of(screen.encoder, rows)
+    # Negatives that a model wrote, that the data had, or that came from outside are no texts of rows.
+    candidates = embed_candidates_step(f"embed-{screen.encoder}-negatives", encoder, rows, seen, assets)
+    steps.append(candidates)
+    rows = screen_step(negatives, encoder, (rows,), (seen, candidates))
+    steps.append(rows)
+    if screen.relabel is not None:
+        asks = None
+        if isinstance(screen.relabel, JudgeRelabel):
+            name = screen.relabel.engine
+            asks = asking(name, wanted.engines[name], wanted.budget, wanted.seed, those_asking(steps), assets)
+        rows = relabel_step(negatives, asks, (rows,), assets)
+        steps.append(rows)
+    return rows
+
+
 def those_asking(steps: Sequence[Step]) -> tuple[Step, ...]:
     """Those that ask a language model: one budget is for all of them."""
-    return tuple(step for step in steps if isinstance(step.parameters, Synthesising | Judging))
+    return tuple(step for step in steps if isinstance(step.parameters, Synthesising | Judging) or is_judge(step))

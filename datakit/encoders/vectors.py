@@ -98,6 +98,20 @@ def holds(output: Output, role: Role, ids: Sequence[str]) -> Array:
     return np.isin(pack(ids), known) if len(ids) else np.zeros(0, bool)
 
 
+def lookup_any(outputs: Sequence[Output], role: Role, ids: Sequence[str]) -> Array:
+    """As `lookup`, in several outputs of one encoder: each vector from the first that has it."""
+    wanted = np.array(ids, dtype=object)
+    left = np.arange(len(wanted))
+    found = np.zeros((len(wanted), max(dimension(output) for output in outputs)), np.float32)
+    for output in outputs[:-1]:
+        seen = holds(output, role, wanted[left].tolist())
+        found[left[seen]] = lookup(output, role, wanted[left[seen]].tolist())
+        left = left[~seen]
+    if len(left):
+        found[left] = lookup(outputs[-1], role, wanted[left].tolist())
+    return found
+
+
 def dimension(output: Output) -> int:
     """The number of dimensions; 0 where the embed step saw no text."""
     return int(output.report.notes["dimension"])

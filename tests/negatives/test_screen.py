@@ -20,9 +20,10 @@ from datakit import storage
 from datakit.encoders.embed import write_index
 from datakit.encoders.vectors import pack, save_array
 from datakit.errors import BuildError
-from datakit.negatives import screen as module
+from datakit.negatives import criteria as module
 from datakit.negatives.mine import mine_step
-from datakit.negatives.screen import REASONS, dots, screen_step
+from datakit.negatives.criteria import REASONS, Vectors, dots
+from datakit.negatives.screen import screen_step
 from datakit.recipe import Bm25Miner, Encoder, Model, Negatives, Screen
 from datakit.schema import digest, text_id
 from datakit.step import Output, Step, Work
@@ -79,7 +80,7 @@ def screened(
     negatives = Negatives(miners=[Bm25Miner(type="bm25", depth=depth)], per_query=per_query, screen=screen)
     mining = mine_step(negatives, split(records, shards))
     vectors = vectors_step([row["query"] for row in records], [row["positive"] for row in records])
-    screening = screen_step(negatives, ENCODER, (mining,), vectors)
+    screening = screen_step(negatives, ENCODER, (mining,), (vectors,))
     return run_step(mining, str(cache)), run_step(screening, str(cache), workers)
 
 
@@ -174,7 +175,10 @@ def test_a_negative_of_the_data_that_answers_the_query_in_another_row_is_dropped
     rows = pl.DataFrame({"row": [0], "query_id": [text_id("q")], "positive_id": [text_id("p")]})
     known = pl.DataFrame({"row": [0, 0], "positive_id": [text_id("p"), text_id("p2")]})
     candidates = pl.DataFrame({"row": [0, 0], "id": [text_id("p2"), text_id("n")], "miner": ["source", "source"]})
-    unread = Output("nowhere", None)  # type: ignore[arg-type]
+
+    def unread(role: Any, ids: Any) -> Any:
+        raise AssertionError("no vector is looked up")
+
     assert module.reasons(candidates, rows, known, Screen(encoder="e"), unread).to_list() == ["equal_to_positive", None]
 
 
@@ -202,7 +206,7 @@ def test_a_mined_text_without_a_vector_is_a_defect(tmp_path):
     negatives = Negatives(miners=[Bm25Miner(type="bm25")], screen=Screen(encoder="none"))
     vectors = vectors_step([row["query"] for row in records], [row["positive"] for row in records][:3])
     with pytest.raises(BuildError, match="has no vector for the document"):
-        run_step(screen_step(negatives, ENCODER, (mine_step(negatives, split(records)),), vectors), str(tmp_path))
+        run_step(screen_step(negatives, ENCODER, (mine_step(negatives, split(records)),), (vectors,)), str(tmp_path))
 
 
 def test_no_row_is_dropped_and_nothing_takes_the_place_of_what_was_dropped(tmp_path):
@@ -226,7 +230,7 @@ def test_rows_in_another_order_on_other_workers_keep_the_same_negatives(tmp_path
 def test_a_dot_product_does_not_depend_on_what_stands_beside_it():
     draw = np.random.default_rng(1)
     places = {str(number): number for number in range(500)}
-    some = module._Vectors(places, draw.normal(size=(500, 384)).astype(np.float32))
+    some = Vectors(places, draw.normal(size=(500, 384)).astype(np.float32))
     ids = [str(number) for number in range(500)]
     together = dots(some, some, ids, ids[::-1])
     alone = np.concatenate([dots(some, some, [one], [other]) for one, other in zip(ids, ids[::-1], strict=True)])
