@@ -16,7 +16,7 @@ from datakit.assets import Assets
 from datakit.encoders import encode
 from datakit.encoders.vectors import ID, ROLES, Array, Role, load_array, pack, save_array
 from datakit.recipe import Encoder, Model
-from datakit.step import Step, Work
+from datakit.step import Output, Step, Work
 
 VERSION = 1
 
@@ -55,16 +55,26 @@ class Slice:
 
 def work(work: Work) -> None:
     parameters: EmbedParameters = work.step.parameters  # type: ignore[assignment]
-    shards = [shard for source in work.side for shard in source.shards]
+    embed(work, [file for source in work.side for file in _files(source)], parameters.encoder, parameters.slice)
+
+
+def _files(source: Output) -> list[str]:
+    """The shards of a step, and the files of texts that a step without rows names (negatives/outside.py)."""
+    texts = source.report.notes.get("texts")
+    return source.shards + [storage.join(source.folder, name) for name in texts] if isinstance(texts, list) else source.shards
+
+
+def embed(work: Work, shards: Sequence[str], encoder: Encoder, slice_: int) -> None:
+    """The work of a step that embeds the queries and positives of some Parquet files, `slice_` texts at a time."""
     work.map("ids", unique_texts, shards)
     slices: list[Slice] = []
     bounds: dict[str, tuple[int, int]] = {}
     for role in ROLES:
         start = len(slices)
-        slices.extend(_slices(work, role, shards, parameters.slice))
+        slices.extend(_slices(work, role, shards, slice_))
         bounds[role] = (start, len(slices))
     try:
-        results = work.map("vectors", _Encode(parameters.encoder), slices, exclusive=True)
+        results = work.map("vectors", _Encode(encoder), slices, exclusive=True)
     finally:
         encode.load.cache_clear()
         _texts.cache_clear()
