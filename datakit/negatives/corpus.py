@@ -1,13 +1,15 @@
-"""The corpora that negatives come from: for each part and category, the different positives of its rows.
+"""The corpora that negatives come from: for each part, the different positives of a category, those of all categories, or texts
+from outside.
 
 A part has corpora of its own, so that no document crosses the split. A corpus is in the order of its ids; what was mined from it
-does not depend on the order of the rows.
+does not depend on the order of the rows. It lies in pieces of about PIECE texts, by ranges of ids: work that is done piece by
+piece holds one piece in memory, however large the corpus is.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,79 +20,162 @@ import pyarrow as pa
 from datakit import exchange, storage
 from datakit.dedup.exact import normalised
 from datakit.filters.sides import positive_is_label
-from datakit.negatives.bm25 import Bm25sIndex, Index, build
-from datakit.recipe import Bm25Miner
+from datakit.negatives.outside import Outside, dealt, pieces_of
 from datakit.schema import text_id
 from datakit.step import Work, part_of
 
+PIECE = 32_768
+
+# The name of the corpus of all categories. A category cannot be called so.
+MIXTURE = "(mixture)"
+OUTSIDE = "(outside)"
+
 _COLUMNS = ["category", "positive_id", "document_id", "label", "in_batch_negatives", "positive"]
 
-# The name of the file with the corpora of a step, for the steps after it: [part, category, folder].
+# The name of the file with the corpora of a step, for the steps after it.
 LIST = "corpora.json"
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Texts of a corpus as they are on disk. `first` is the position of the first one."""
+
+    folder: str
+    first: int
+    size: int
+
+    def texts(self, *columns: str) -> pl.DataFrame:
+        """Columns of its texts, in order: id, text, label, folded (equal for texts that differ in case or punctuation)."""
+        return pl.DataFrame(storage.read_table(storage.join(self.folder, "corpus.parquet"), columns=list(columns)))
+
+
+@dataclass(frozen=True)
 class Corpus:
-    """A corpus as it is on disk. `labelled`: its texts are the names of classes, or stand for them."""
+    """A corpus. `labelled`: its texts are the names of classes, or stand for them."""
 
     part: str
-    category: str
+    name: str
     labelled: bool
-    folder: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(piece.size for piece in self.pieces)
 
     def frame(self) -> pl.DataFrame:
-        """One row for each text, in order: position, id, folded (equal for texts that differ in case or punctuation), label."""
-        table = storage.read_table(storage.join(self.folder, "corpus.parquet"), columns=["id", "folded", "label"])
-        return pl.DataFrame(table).with_row_index("position").cast({"position": pl.Int64})
+        """One row for each text, in order: position, id, folded, label. 150 bytes a text; kept until another is asked for."""
+        return _frame(self)
 
     def documents(self) -> pl.DataFrame:
         """Which documents the texts are of: document_id, position."""
-        return pl.DataFrame(storage.read_table(storage.join(self.folder, "documents.parquet")))
+        parts = [pl.DataFrame(schema={"document_id": pl.String, "position": pl.Int64})]
+        for piece in self.pieces:
+            table = pl.DataFrame(storage.read_table(storage.join(piece.folder, "documents.parquet")))
+            parts.append(table.with_columns(pl.col("position") + piece.first))
+        return pl.concat(parts)
 
-    def texts(self) -> pl.DataFrame:
-        """The texts, in order: id, text."""
-        return pl.DataFrame(storage.read_table(storage.join(self.folder, "corpus.parquet"), columns=["id", "text"]))
-
-    def index(self, miner: Bm25Miner, number: int) -> Index:
-        """The index for the miner of that number: loaded, or built again where the engine has no files."""
-        if miner.engine == "rank_bm25":
-            return build(self.texts().get_column("text"), miner)
-        return Bm25sIndex.load(storage.join(self.folder, f"bm25-{number}"))
+    def with_texts(self, ids: pl.Series) -> pl.DataFrame:
+        """The texts of some ids, each once: id, text. Reads one piece at a time."""
+        wanted = ids.unique().to_frame("id")
+        parts = [pl.DataFrame(schema={"id": pl.String, "text": pl.String})]
+        parts += [piece.texts("id", "text").join(wanted, on="id", how="semi") for piece in self.pieces]
+        return pl.concat(parts).unique("id")
 
 
-def corpora(work: Work, miners: Sequence[Bm25Miner]) -> list[Corpus]:
-    """Writes the corpora of the rows of a step, indexed for each miner, and their list."""
+@functools.lru_cache(maxsize=1)
+def _frame(corpus: Corpus) -> pl.DataFrame:
+    empty = pl.DataFrame(schema={"id": pl.String, "folded": pl.String, "label": pl.String})
+    parts = [piece.texts("id", "folded", "label") for piece in corpus.pieces]
+    return pl.concat([empty, *parts]).with_row_index("position").cast({"position": pl.Int64})
+
+
+Corpora = Mapping[tuple[str, str], Corpus]
+
+
+def corpora(work: Work, kind: str, outside: Outside | None = None) -> Corpora:
+    """Writes the corpora of the rows of a step, and their list. By part and category: where its negatives come from.
+
+    `kind` is "category", "mixture" or "outside"; categories whose positives are labels have their own in any case.
+    """
     names = sorted({name for source in work.inputs for name in source.report.categories})
+    rows = {
+        name: sum(source.report.categories[name].out for source in work.inputs if name in source.report.categories)
+        for name in names
+    }
+    together = sum(rows.values())
+    cuts = [1 + (together if kind == "mixture" else rows[name]) // PIECE for name in names]
+    places = np.cumsum([0, *cuts])
     shards = work.shards
-    sent = work.map("texts", _Texts(names), shards)
+    sent = work.map("texts", _Texts(names, cuts), shards)
     labelled = {(part, name) for result in sent for part, name in result["labelled"]}
-    units = []
+    units, owners = list[_Unit](), list[tuple[str, str, bool, list[str]]]()
     for part in sorted({part_of(shard) for shard in shards}):
-        for place, name in enumerate(names):
-            files = [
-                number
-                for number, (shard, result) in enumerate(zip(shards, sent, strict=True))
-                if part_of(shard) == part and result["texts"][place]
-            ]
-            if files:
-                texts = tuple(_piece(work, sent, number, "texts", place) for number in files)
-                documents = tuple(_piece(work, sent, number, "documents", place) for number in files)
-                units.append(_Unit(part, name, (part, name) in labelled, texts, documents, tuple(miners)))
-    work.map("corpora", _write, units)
-    found = [
-        Corpus(unit.part, unit.category, unit.labelled, storage.join(work.folder, "corpora", f"{number:05d}"))
-        for number, unit in enumerate(units)
-    ]
-    places = [[each.part, each.category, each.labelled, f"corpora/{number:05d}"] for number, each in enumerate(found)]
-    storage.write_json(storage.join(work.folder, LIST), places)
+        mine = [number for number, shard in enumerate(shards) if part_of(shard) == part]
+        groups = {name: (name,) for name in names if kind != "mixture" or (part, name) in labelled}
+        if kind == "mixture":
+            groups[MIXTURE] = tuple(name for name in names if (part, name) not in labelled)
+        for group, members in groups.items():
+            found = 0
+            for cut in range(max((cuts[names.index(name)] for name in members), default=0)):
+                destinations = [int(places[names.index(name)]) + cut for name in members]
+                pieces = {
+                    kept: tuple(
+                        (work.files("texts", number, f"{kept}.parquet"), sent[number][kept], place)
+                        for number in mine
+                        for place in destinations
+                        if sent[number]["texts"][place]
+                    )
+                    for kept in ("texts", "documents")
+                }
+                if pieces["texts"]:
+                    units.append(_Unit((part, group) in labelled, pieces["texts"], pieces["documents"]))
+                    found += 1
+            owners += [(part, group, (part, group) in labelled, list(members))] * found
+    results = work.map("corpora", _write, units)
+    listed: list[dict[str, Any]] = []
+    for number, ((part, group, is_labelled, members), result) in enumerate(zip(owners, results, strict=True)):
+        if not listed or (listed[-1]["part"], listed[-1]["name"]) != (part, group):
+            listed.append({"part": part, "name": group, "labelled": is_labelled, "of": members, "pieces": []})
+        listed[-1]["pieces"].append([f"corpora/{number:05d}", result["rows"]])
+    if outside is not None:
+        listed = [*(each for each in listed if each["labelled"]), *_from_outside(work, outside, listed)]
+    storage.write_json(storage.join(work.folder, LIST), listed)
+    return corpora_of(work.folder)
+
+
+def _from_outside(work: Work, outside: Outside, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A corpus of the outside texts for each part, in place of those of its unlabelled categories."""
+    positives: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
+    for each in listed:
+        if not each["labelled"]:
+            positives.setdefault(each["part"], []).extend(storage.join(work.folder, folder) for folder, _ in each["pieces"])
+            members.setdefault(each["part"], []).extend(each["of"])
+    units = pieces_of(work, outside, positives)
+    results = work.map("outside", dealt, units)
+    found = []
+    for part in sorted(positives):
+        pieces = [
+            [f"outside/{number:05d}", result["rows"]]
+            for number, (unit, result) in enumerate(zip(units, results, strict=True))
+            if unit.part == part and result["rows"]
+        ]
+        found.append({"part": part, "name": OUTSIDE, "labelled": False, "of": members[part], "pieces": pieces})
     return found
 
 
-def corpora_of(folder: str) -> list[Corpus]:
-    """The corpora that the step with that folder wrote; none where it is no mining step."""
+def corpora_of(folder: str) -> Corpora:
+    """Where the negatives of a part and category come from, as the step with that folder wrote it; none where none mined."""
     path = storage.join(folder, LIST)
-    listed = storage.read_json(path) if storage.exists(path) else []
-    return [Corpus(part, category, labelled, storage.join(folder, inner)) for part, category, labelled, inner in listed]
+    found = {}
+    for each in storage.read_json(path) if storage.exists(path) else []:
+        firsts = np.cumsum([0, *(size for _, size in each["pieces"])]).tolist()
+        pieces = [
+            Piece(storage.join(folder, inner), first, size) for (inner, size), first in zip(each["pieces"], firsts, strict=False)
+        ]
+        corpus = Corpus(each["part"], each["name"], each["labelled"], tuple(pieces))
+        found.update({(each["part"], name): corpus for name in each["of"]})
+    return found
 
 
 def fold(texts: pl.Series) -> pl.Series:
@@ -98,18 +183,15 @@ def fold(texts: pl.Series) -> pl.Series:
     return pl.Series([text_id(text) for text in normalised(pa.chunked_array([texts.to_arrow()]))], dtype=pl.String)
 
 
-_Piece = tuple[str, list[int], int]
-
-
-def _piece(work: Work, sent: Sequence[dict[str, Any]], number: int, name: str, place: int) -> _Piece:
-    return work.files("texts", number, f"{name}.parquet"), sent[number][name], place
+_Sent = tuple[str, list[int], int]
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """Writes the different positives of a shard, and of which documents they are, by category."""
+    """Writes the different positives of a shard, and of which documents they are, by category and range of ids."""
 
     names: list[str]
+    cuts: list[int]
 
     def __call__(self, shard: str, folder: str) -> dict[str, Any]:
         table = storage.read_table(shard, columns=_COLUMNS)
@@ -127,22 +209,27 @@ class _Texts:
 
     def _send(self, path: str, frame: pl.DataFrame) -> list[int]:
         frame = frame.sort(["positive_id", *(name for name in ("label", "document_id") if name in frame.columns)])
-        places = np.searchsorted(np.array(self.names, object), frame.get_column("category").to_numpy())
-        return exchange.scatter(path, frame.drop("category").to_arrow(), places, len(self.names))
+        number = np.searchsorted(np.array(self.names, object), frame.get_column("category").to_numpy()).astype(np.int64)
+        cuts = np.array(self.cuts, np.int64)
+        places = np.concatenate(([0], np.cumsum(cuts)))[number] + range_of(frame.get_column("positive_id"), cuts[number])
+        return exchange.scatter(path, frame.drop("category").to_arrow(), places, int(cuts.sum()))
+
+
+def range_of(ids: pl.Series, cuts: Any) -> Any:
+    """Which of so many equal ranges each id is in."""
+    heads = np.array([int(each[:8], 16) for each in ids], np.int64)
+    return (heads * cuts) >> 32
 
 
 @dataclass(frozen=True)
 class _Unit:
-    part: str
-    category: str
     labelled: bool
-    texts: tuple[_Piece, ...]
-    documents: tuple[_Piece, ...]
-    miners: tuple[Bm25Miner, ...]
+    texts: tuple[_Sent, ...]
+    documents: tuple[_Sent, ...]
 
 
 def _write(unit: _Unit, folder: str) -> dict[str, Any]:
-    """Brings a corpus together and indexes it. A text with two labels stands there twice; without labels each stands once."""
+    """Brings a piece of a corpus together. A text with two labels stands there twice; without labels each stands once."""
     texts = (
         _together(unit.texts, "positive_id", "text", "label")
         .sort("positive_id", "label")
@@ -154,19 +241,10 @@ def _write(unit: _Unit, folder: str) -> dict[str, Any]:
     documents = documents.select("document_id", "position").sort("document_id", "position")
     storage.write_table(storage.join(folder, "corpus.parquet"), corpus.to_arrow())
     storage.write_table(storage.join(folder, "documents.parquet"), documents.to_arrow())
-    for number, miner in enumerate(unit.miners):
-        if miner.engine == "bm25s" and not unit.labelled:
-            Bm25sIndex.build(corpus.get_column("text"), miner).save(storage.join(folder, f"bm25-{number}"))
     return {"rows": len(corpus)}
 
 
-def _together(pieces: Sequence[_Piece], *columns: str) -> pl.DataFrame:
+def _together(pieces: Sequence[_Sent], *columns: str) -> pl.DataFrame:
     schema = dict.fromkeys(columns, pl.String)
     tables = [exchange.gather([path], [sizes], place) for path, sizes, place in pieces]
     return pl.concat([pl.DataFrame(table) for table in tables if table is not None] or [pl.DataFrame(schema=schema)])
-
-
-@functools.lru_cache(maxsize=1)
-def loaded(corpus: Corpus, miner: Bm25Miner, number: int) -> Index:
-    """The index of a corpus, kept until another one is asked for: memory is bounded by one index."""
-    return corpus.index(miner, number)

@@ -29,7 +29,7 @@ def other_labels(rows: pl.DataFrame, corpus: pl.DataFrame, barred: pl.DataFrame,
     for row, query_id, label in zip(rows.get_column("row").to_list(), rows.get_column("query_id").to_list(), own, strict=True):
         met = set(forbidden.get(row, ()))
         taken = 0
-        for place in _walk(query_id or "", len(ids)):
+        for place in walk(query_id or "", len(ids)):
             if labels[place] != label and folded[place] not in met:
                 met.add(folded[place])
                 found["row"].append(row)
@@ -41,7 +41,7 @@ def other_labels(rows: pl.DataFrame, corpus: pl.DataFrame, barred: pl.DataFrame,
     return frame.with_columns(miner=pl.lit(OTHER_LABEL), score=pl.lit(None, pl.Float32), difficulty=pl.lit(0.0, pl.Float32))
 
 
-def _walk(query_id: str, size: int) -> Iterator[int]:
+def walk(query_id: str, size: int) -> Iterator[int]:
     """All numbers below `size`, in an order that the id decides."""
     if size < 2:
         yield from range(size)

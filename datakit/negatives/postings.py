@@ -1,7 +1,12 @@
-"""The compiled loop of BM25 retrieval."""
+"""The compiled loops of retrieval. Each goes on with the best documents that were found in earlier pieces of a corpus.
+
+What is kept of a query is the k best of all documents seen so far, as a heap with the worst on top. A document is worse when its
+score is lower, and among equal scores when its position is higher: so the k best are the same for any pieces, in any order.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,34 +15,65 @@ from datakit.dedup.compiled import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# A float32 product of two vectors of length 1 is nearer than this to their cosine.
+MARGIN = 1e-4
 
-def best(
-    added: Array,
-    documents: Array,
-    starts: Array,
-    size: int,
-    terms: Array,
-    term_starts: Array,
-    excluded: Array,
-    excluded_starts: Array,
-    k: int,
-) -> tuple[Array, Array]:
-    """The k documents with the highest sums for each query, best first, equal sums by position: positions and sums, (n, k).
 
-    Term t adds added[i] to document documents[i] for i from starts[t] to starts[t + 1]. Sums are above zero for documents that
-    share a term with the query; places beyond them are -1 and 0. `size` is the number of documents.
-    """
-    queries = len(term_starts) - 1
-    found, sums = np.full((queries, k), -1, np.int64), np.zeros((queries, k), np.float64)
-    _best(added, documents, starts, size, terms, term_starts, excluded, excluded_starts, found, sums)
-    return found, sums
+@dataclass(frozen=True)
+class Excluded:
+    """Positions that may not be hits, ascending for each query: those of query i are documents[starts[i] : starts[i + 1]]."""
+
+    documents: Array
+    starts: Array
+
+    @classmethod
+    def nothing(cls, queries: int) -> Excluded:
+        return cls(np.zeros(0, np.int64), np.zeros(queries + 1, np.int64))
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best documents of n queries so far: `found` and `sums` (n, k), of which `filled` (n) are in use."""
+
+    found: Array
+    sums: Array
+    filled: Array
+
+    @classmethod
+    def nothing(cls, queries: int, k: int) -> Best:
+        return cls(np.full((queries, k), -1, np.int64), np.zeros((queries, k)), np.zeros(queries, np.int64))
+
+    def ranked(self) -> tuple[Array, Array]:
+        """Best first: positions, -1 where there are fewer than k, and scores, 0 there. The heaps are no heaps after that."""
+        _rank(self.found, self.sums, self.filled)
+        return self.found, self.sums
+
+
+@dataclass(frozen=True)
+class Postings:
+    """Documents by term: term t adds added[i] to documents[i] (+ first), for i from starts[t] to starts[t + 1]."""
+
+    first: int
+    size: int
+    starts: Array
+    documents: Array
+    added: Array
+
+
+def add_up(postings: Postings, terms: Array, term_starts: Array, excluded: Excluded, best: Best) -> None:
+    """Adds the documents of a piece with the highest sums over the terms of each query; only those with a sum above zero."""
+    _add_up(
+        postings.added, postings.documents, postings.starts, postings.first, postings.size, terms, term_starts,
+        excluded.documents, excluded.starts, best.found, best.sums, best.filled,
+    )  # fmt: skip
 
 
 @compiled
-def _best(
+def _add_up(
     added: Array,
     documents: Array,
     starts: Array,
+    first: int,
     size: int,
     terms: Array,
     term_starts: Array,
@@ -45,6 +81,7 @@ def _best(
     excluded_starts: Array,
     found: Array,
     sums: Array,
+    filled: Array,
 ) -> None:
     total = np.zeros(size, np.float64)
     for query in range(len(term_starts) - 1):
@@ -53,33 +90,147 @@ def _best(
             for j in range(starts[terms[i]], starts[terms[i] + 1]):
                 total[documents[j]] += added[j]
         for i in range(excluded_starts[query], excluded_starts[query + 1]):
-            total[excluded[i]] = 0
-        _select(total, found[query], sums[query])
+            if first <= excluded[i] < first + size:
+                total[excluded[i] - first] = 0
+        least = sums[query, 0] if filled[query] == len(found[query]) else 0.0
+        for document in range(size):
+            if total[document] > 0 and total[document] >= least:
+                filled[query] = _push(found[query], sums[query], filled[query], first + document, total[document])
+                if filled[query] == len(found[query]):
+                    least = sums[query, 0]
+
+
+def share(phrases: Postings, words: Postings, asked: tuple[Array, ...], most: float, excluded: Excluded, best: Best) -> None:
+    """Adds the documents of a piece that share phrases with the query, and few of its other words.
+
+    `asked` are, for phrases and then for words: terms, weights (of a query they sum to 1), starts. With p and w the weights of
+    the phrases and words that a document has, its score is p (1 - w); documents without a phrase, or with w > `most`, have none.
+    """
+    _share(
+        phrases.documents, phrases.starts, words.documents, words.starts, phrases.first, phrases.size, *asked, most,
+        excluded.documents, excluded.starts, best.found, best.sums, best.filled,
+    )  # fmt: skip
 
 
 @compiled
-def _select(total: Array, found: Array, sums: Array) -> None:
-    """Fills `found` and `sums` with the best documents, best first. While it works they are a heap with the worst on top."""
-    k = len(found)
-    filled = 0
-    document = 0
-    while document < len(total) and filled < k:
-        if total[document] > 0:
-            found[filled], sums[filled] = document, total[document]
-            filled += 1
-        document += 1
-    for root in range(filled // 2 - 1, -1, -1):
-        _sink(found, sums, root, filled)
-    while document < len(total):
-        # A later document with an equal sum is worse than the one it would push out.
-        if total[document] > sums[0]:
-            found[0], sums[0] = document, total[document]
-            _sink(found, sums, 0, filled)
-        document += 1
-    for last in range(filled - 1, 0, -1):
-        found[0], found[last] = found[last], found[0]
-        sums[0], sums[last] = sums[last], sums[0]
-        _sink(found, sums, 0, last)
+def _share(
+    documents: Array,
+    starts: Array,
+    word_documents: Array,
+    word_starts: Array,
+    first: int,
+    size: int,
+    terms: Array,
+    weights: Array,
+    term_starts: Array,
+    words: Array,
+    word_weights: Array,
+    words_of: Array,
+    most: float,
+    excluded: Array,
+    excluded_starts: Array,
+    found: Array,
+    sums: Array,
+    filled: Array,
+) -> None:
+    shared = np.zeros(size, np.float64)
+    other = np.zeros(size, np.float64)
+    met = np.empty(size, np.int64)
+    for query in range(len(term_starts) - 1):
+        count = 0
+        for i in range(term_starts[query], term_starts[query + 1]):
+            for j in range(starts[terms[i]], starts[terms[i] + 1]):
+                document = documents[j]
+                if shared[document] == 0:
+                    met[count] = document
+                    count += 1
+                    other[document] = 0
+                shared[document] += weights[i]
+        if count == 0:
+            continue
+        for i in range(words_of[query], words_of[query + 1]):
+            for j in range(word_starts[words[i]], word_starts[words[i] + 1]):
+                other[word_documents[j]] += word_weights[i]
+        for i in range(excluded_starts[query], excluded_starts[query + 1]):
+            if first <= excluded[i] < first + size:
+                other[excluded[i] - first] = 2.0
+        for i in range(count):
+            document = met[i]
+            if other[document] <= most and other[document] < 1:
+                score = shared[document] * (1 - other[document])
+                filled[query] = _push(found[query], sums[query], filled[query], first + document, score)
+            shared[document] = 0
+
+
+def nearest(
+    products: Array, queries: Array, vectors: Array, positions: Array, rows: Array, excluded: Excluded, best: Best
+) -> None:
+    """Adds the nearest of some vectors to some queries. `products` is queries @ vectors.T in float32, `rows` the numbers of the
+    queries in `best`, `positions` those of the vectors in the corpus. What may be among the best is computed anew in float64,
+    term by term, so that the result does not depend on the matrix product."""
+    _nearest(products, queries, vectors, positions, rows, excluded.documents, excluded.starts, best.found, best.sums, best.filled)
+
+
+@compiled
+def _nearest(
+    products: Array,
+    queries: Array,
+    vectors: Array,
+    positions: Array,
+    rows: Array,
+    excluded: Array,
+    excluded_starts: Array,
+    found: Array,
+    sums: Array,
+    filled: Array,
+) -> None:
+    k = found.shape[1]
+    for number in range(len(rows)):
+        row = rows[number]
+        least = np.float32(sums[row, 0] - MARGIN) if filled[row] == k else np.float32(-3.0)
+        for place in range(len(positions)):
+            if products[number, place] < least:
+                continue
+            position = positions[place]
+            low, high = excluded_starts[row], excluded_starts[row + 1]
+            while low < high:
+                middle = (low + high) // 2
+                if excluded[middle] < position:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low < excluded_starts[row + 1] and excluded[low] == position:
+                continue
+            exact = 0.0
+            for i in range(vectors.shape[1]):
+                exact += np.float64(queries[number, i]) * np.float64(vectors[place, i])
+            filled[row] = _push(found[row], sums[row], filled[row], position, exact)
+            if filled[row] == k:
+                least = np.float32(sums[row, 0] - MARGIN)
+
+
+@compiled
+def _rank(found: Array, sums: Array, filled: Array) -> None:
+    for query in range(len(found)):
+        for last in range(filled[query] - 1, 0, -1):
+            _swap(found[query], sums[query], 0, last)
+            _sink(found[query], sums[query], 0, last)
+
+
+@compiled
+def _push(found: Array, sums: Array, filled: int, document: int, score: float) -> int:
+    """Takes a document among the best, if it is one; returns how many these are."""
+    if filled < len(found):
+        found[filled], sums[filled] = document, score
+        child = filled
+        while child > 0 and _worse(found, sums, child, (child - 1) // 2):
+            _swap(found, sums, child, (child - 1) // 2)
+            child = (child - 1) // 2
+        return filled + 1
+    if score > sums[0] or (score == sums[0] and document < found[0]):
+        found[0], sums[0] = document, score
+        _sink(found, sums, 0, filled)
+    return filled
 
 
 @compiled
@@ -90,9 +241,14 @@ def _sink(found: Array, sums: Array, root: int, filled: int) -> None:
             child += 1
         if _worse(found, sums, root, child):
             return
-        found[root], found[child] = found[child], found[root]
-        sums[root], sums[child] = sums[child], sums[root]
+        _swap(found, sums, root, child)
         root = child
+
+
+@compiled
+def _swap(found: Array, sums: Array, one: int, other: int) -> None:
+    found[one], found[other] = found[other], found[one]
+    sums[one], sums[other] = sums[other], sums[one]
 
 
 @compiled

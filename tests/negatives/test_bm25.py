@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rank_bm25 import BM25Plus
 
-from datakit.negatives.bm25 import Bm25sIndex, Excluded, build, tokens
+from datakit.negatives.bm25 import Bm25sIndex, Excluded, build, load_piece, save_piece, tokens
+from datakit.negatives.terms import Statistics
 from datakit.recipe import Bm25Miner
 
 WORDS = st.sampled_from(["a", "b", "c", "dd", "Straße", "漢", "字", "x1", "get_user", "!", ""])
@@ -87,12 +88,37 @@ def test_a_query_without_known_terms_has_no_hits(engine, corpus):
     assert index.top(pl.Series(["zzz", "", None], dtype=pl.String), 2).documents.tolist() == [[-1, -1]] * 3
 
 
-def test_a_saved_index_gives_the_same_hits(tmp_path):
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(TEXTS, min_size=1, max_size=25),
+    st.lists(TEXTS, min_size=1, max_size=5),
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_an_index_in_pieces_gives_the_hits_of_one_to_the_bit(corpus, queries, k, piece, data):
+    starts = np.arange(len(queries) + 1)
+    barred = np.array([data.draw(st.integers(0, len(corpus) - 1)) for _ in queries], np.int64)
+    whole, pieces = (
+        build(pl.Series(corpus), Bm25Miner(type="bm25"), size).top(pl.Series(queries), k, Excluded(barred, starts))
+        for size in (None, piece)
+    )
+    assert (whole.documents == pieces.documents).all()
+    assert (whole.scores == pieces.scores).all()
+
+
+def test_a_saved_piece_gives_the_same_hits(tmp_path):
     corpus = pl.Series([f"word{n % 7} word{n % 11} other{n}" for n in range(200)])
     queries = pl.Series(["word1 word2", "word3 other5", "nothing"])
-    index = build(corpus, Bm25Miner(type="bm25"))
-    index.save(str(tmp_path))
-    one, other = index.top(queries, 20), Bm25sIndex.load(str(tmp_path)).top(queries, 20)
+    index = build(corpus, Bm25Miner(type="bm25"), 60)
+    assert isinstance(index, Bm25sIndex)
+    for number, piece in enumerate(index.pieces):
+        save_piece(str(tmp_path / str(number)), piece)
+    index.statistics.save(str(tmp_path))
+    pieces = [load_piece(str(tmp_path / str(number))) for number in range(len(index.pieces))]
+    again = Bm25sIndex(Statistics.load(str(tmp_path)), index.floors, pieces)
+    one, other = index.top(queries, 20), again.top(queries, 20)
+    assert len(pieces) == 4
     assert (one.documents == other.documents).all()
     assert (one.scores == other.scores).all()
 
