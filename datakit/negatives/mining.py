@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from datakit.assets import Assets
-from datakit.encoders.embed import embed_files_step
+from datakit.encoders.embed import embed_step
 from datakit.negatives.adversarial import adversarial_step
 from datakit.negatives.mine import mine_step
 from datakit.negatives.outside import outside_step
@@ -41,18 +41,12 @@ class Wanted(Protocol):
     def shard_rows(self) -> int: ...
 
 
-class Embedded(Protocol):
-    """Who knows the embed steps of a build (cleaning.Vectors)."""
-
-    def of(self, name: str, rows: Step) -> Step: ...
-
-
 def mined(
     negatives: Negatives,
     wanted: Wanted,
     rows: Step,
     steps: list[Step],
-    vectors: Embedded,
+    vectors: Callable[[str, Step], Step],
     assets: Assets,
     earlier: Sequence[Step],
     *,
@@ -61,8 +55,8 @@ def mined(
 ) -> Step:
     """Adds the steps that fill the negatives of `rows` to `steps`; returns the last one, the mine step.
 
-    `earlier` are the steps that ask a language model before. `validation` is the share of texts from outside that is for
-    validation.
+    `vectors` gives the embed step of an encoder, by its name, for some rows. `earlier` are the steps that ask a language model
+    before. `validation` is the share of texts from outside that is for validation.
     """
     outside = None
     if isinstance(negatives.corpus, OutsideCorpus):
@@ -77,10 +71,10 @@ def mined(
     seen: dict[str, list[Step]] = {}
     for miner in negatives.miners:
         if isinstance(miner, DenseMiner | OtherClusterMiner) and miner.encoder not in seen:
-            seen[miner.encoder] = [vectors.of(miner.encoder, rows)]
+            seen[miner.encoder] = [vectors(miner.encoder, rows)]
             if outside is not None:
                 encoder = wanted.encoders[miner.encoder]
-                more = embed_files_step(f"embed-{miner.encoder}-corpus", encoder, (outside,), assets)
+                more = embed_step(f"embed-{miner.encoder}-corpus", encoder, (outside,), assets)
                 steps.append(more)
                 seen[miner.encoder].append(more)
     steps.append(mine_step(negatives, (rows,), seen, outside, writes, validation))
