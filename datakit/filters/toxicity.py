@@ -54,9 +54,10 @@ def judge(scores: Array, parameters: ToxicityFilter) -> pa.Table:
     rows = len(scores)
     verdicts = Verdicts(rows)
     excess = (scores - bounds) / np.maximum(1 - bounds, 1e-9)
-    most = excess.reshape(rows, -1).argmax(axis=1)
+    width = len(_SIDES) * len(labels)
+    most = excess.reshape(rows, width).argmax(axis=1)
     side, label = np.divmod(most, len(labels))
-    value = scores.reshape(rows, -1)[np.arange(rows), most]
+    value = scores.reshape(rows, width)[np.arange(rows), most]
     detail: list[str | None] = [f"{labels[which]}, {_SIDES[where]}" for which, where in zip(label, side, strict=True)]
     verdicts.add(value > bounds[label], TOXIC, value=value, threshold=bounds[label], detail=detail)
     return verdicts.table()
@@ -131,8 +132,8 @@ class _Judged:
     def __call__(self, unit: tuple[str, Sequence[str]], folder: str) -> dict[str, Any]:
         shard, files = unit
         table = storage.read_table(shard)
-        width = len(_SIDES) * len(thresholds(self.parameters))
-        scores = np.concatenate([np.zeros((0, width)), *(load_array(file) for file in files)])
-        said = judge(scores.reshape(len(scores), len(_SIDES), -1), self.parameters)
+        labels = len(thresholds(self.parameters))
+        scores = np.concatenate([np.zeros((0, len(_SIDES) * labels)), *(load_array(file) for file in files)])
+        said = judge(scores.reshape(len(scores), len(_SIDES), labels), self.parameters)
         kept, rejected = split_rejected(table, self.name, said)
         return write_rows(folder, kept=[(part_of(shard), kept)], rejected=rejected, rows_in=count_categories(table))
