@@ -1,16 +1,16 @@
 """The mix step: draws the rows of each category, repeats them where the recipe says so, and puts all in one shuffled order.
 
-Which rows are drawn, and where they stand, is decided by digests of what a row says (content_id) and of the seed, never by where
-a row stood: the order of the sources, the shards and the number of workers change nothing. An exchange (datakit/exchange.py)
-brings the rows in order: a destination holds a range of the order, and becomes one shard.
+Which rows are drawn, and where they stand, is decided by digests (draw.py), never by where a row stood: the order of the sources,
+the shards and the number of workers change nothing. An exchange (datakit/exchange.py) brings the rows in order: a destination
+holds a range of the order, and becomes one shard. A reader that goes through the shards in order sees a shuffled mixture.
+
+`batch_group` is filled here, for train and validation: the category, or "category/language" where the mixture says so.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datakit import exchange, storage
-from datakit.errors import BuildError, UserError
-from datakit.mixing.weights import Allocation, allocate, probabilities
-from datakit.recipe import Mixture, Model
-from datakit.schema import EXAMPLE, digest
+from datakit.errors import BuildError
+from datakit.mixing import draw
+from datakit.mixing.draw import Draw, Stratum
+from datakit.mixing.planned import MixParameters, notes, planned, strata
+from datakit.recipe import Mixture
+from datakit.schema import EXAMPLE, Evaluation, digest
 from datakit.step import Step, Work, count_categories, part_of, write_rows
 
 VERSION = 1
-
-log = logging.getLogger(__name__)
 
 PARTS = ("train", "validation")
 
@@ -40,35 +40,42 @@ _KEY = "_key"
 _File = tuple[str, list[int]]
 
 
-class MixParameters(Model):
-    mixture: Mixture
-    seed: int
-    shard_rows: int
-
-
-def mix_step(mixture: Mixture, seed: int, shard_rows: int, inputs: tuple[Step, ...]) -> Step:
+def mix_step(
+    mixture: Mixture,
+    seed: int,
+    shard_rows: int,
+    inputs: tuple[Step, ...],
+    members: Iterable[Iterable[str]] = (),
+    feedback: Evaluation | None = None,
+) -> Step:
     """Draws and orders the rows of `train`; `validation` goes on whole. Shards have about `shard_rows` rows."""
-    parameters = MixParameters(mixture=mixture, seed=seed, shard_rows=shard_rows)
+    parameters = MixParameters(
+        mixture=mixture, seed=seed, shard_rows=shard_rows, members=tuple(tuple(each) for each in members), feedback=feedback
+    )
     return Step("mix", VERSION, mix, parameters, inputs)
 
 
 def mix(work: Work) -> None:
     parameters: MixParameters = work.step.parameters  # type: ignore[assignment]
-    shards = work.shards
+    mixture, shards = parameters.mixture, work.shards
     for shard in shards:
         if part_of(shard) not in PARTS:
             raise BuildError(f"The step 'mix' was given '{shard}', which is in none of the parts {', '.join(PARTS)}.")
-    seen = work.map("keys", _Keys(parameters.seed), shards)
+    separate = mixture.language_temperature is not None
+    seen = work.map("keys", _Keys(parameters.seed, separate), shards)
     counts, weight = _count(shards, seen)
+    spoken = _languages(shards, seen)
     available = dict(sorted(counts["train"].items()))
-    allocation = _allocate(parameters.mixture, available)
-    cuts = _cuts(work, shards, seen, available, allocation)
-    draws = {name: Draw(rows // available[name], cuts.get(name)) for name, rows in allocation.rows.items() if available[name]}
+    allocation = planned(parameters, available)
+    wanted, there = strata(mixture, allocation, available, spoken)
+    cuts = _cuts(work, shards, seen, there, wanted)
+    draws = {each: Draw(rows // there[each], cuts.get(each), rows, there[each]) for each, rows in wanted.items()}
 
     sizes = {"train": allocation.rows, "validation": dict(counts["validation"])}
     destinations = {part: _destinations(sizes[part], counts[part], weight[part], parameters.shard_rows) for part in PARTS}
-    sent = work.map("sent", _Send(parameters.seed, draws, destinations["train"], destinations["validation"]), shards)
-    work.notes.update(_notes(parameters.mixture, available, allocation))
+    send = _Send(parameters.seed, mixture, draws, destinations["train"], destinations["validation"])
+    sent = work.map("sent", send, shards)
+    work.notes.update(notes(parameters, available, allocation, spoken, wanted))
     work.finish("rows", work.map("rows", _receive, _receivers(work, shards, sent, destinations)))
 
 
@@ -82,73 +89,19 @@ def _count(shards: Sequence[str], seen: Sequence[Mapping[str, Any]]) -> tuple[di
     return rows, weight
 
 
-def _allocate(mixture: Mixture, available: Mapping[str, int]) -> Allocation:
-    allocation = allocate(available, mixture.temperature, mixture.total, mixture.caps, mixture.max_epochs)
-    if mixture.total is None and mixture.temperature != 1 and mixture.max_epochs <= 1:
-        log.info(
-            "mix: the temperature %g changes nothing here: without 'total', and with 'max_epochs' at most 1, every category "
-            "gives all its rows under its cap. Set 'total', or raise 'max_epochs'.",
-            mixture.temperature,
-        )
-    if allocation.shortfall:
-        sentence = (
-            f"mixture.total is {allocation.requested} rows, and the {sum(available.values())} training rows give "
-            f"{allocation.total} at most with max_epochs {mixture.max_epochs:g} and the caps"
-        )
-        if mixture.shortfall == "stop":
-            raise UserError(
-                f"{sentence}. Lower 'total', raise 'max_epochs' or the caps, or set 'shortfall: renormalise' to take fewer."
-            )
-        log.warning("mix: %s; %d rows are taken.", sentence, allocation.total)
-    return allocation
-
-
-def _notes(mixture: Mixture, available: Mapping[str, int], allocation: Allocation) -> dict[str, Any]:
-    """What the manifest says of the mixture: for each category its rows, its limit, p_i, what was taken, and how often."""
-    p = probabilities(available, mixture.temperature)
-    return {
-        "temperature": mixture.temperature,
-        "requested": allocation.requested,
-        "total": allocation.total,
-        "categories": {
-            name: {
-                "available": available[name],
-                "limit": allocation.limits[name],
-                "probability": round(p[name], 6),
-                "rows": rows,
-                "share": round(rows / allocation.total, 6) if allocation.total else 0.0,
-                "epochs": round(rows / available[name], 6) if available[name] else 0.0,
-            }
-            for name, rows in allocation.rows.items()
-        },
-    }
+def _languages(shards: Sequence[str], seen: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Training rows by category and language."""
+    counts: Counter[Stratum] = Counter()
+    for shard, result in zip(shards, seen, strict=True):
+        if part_of(shard) == "train":
+            counts.update({(category, language): rows for category, language, rows in result["languages"]})
+    spoken: dict[str, dict[str, int]] = {}
+    for (category, language), rows in sorted(counts.items()):
+        spoken.setdefault(category, {})[language] = rows
+    return spoken
 
 
 # ------------------------------------------------------------------------------------------------------- which rows are drawn
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Every row of a category is taken `copies` times, and once more up to the key and row_id of `cut`."""
-
-    copies: int
-    cut: tuple[int, str] | None
-
-
-def keys(purpose: str, seed: int, contents: Sequence[str], copy: int = 0) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """A pseudo-random 64-bit number for each content: the digest of the purpose, the seed, the number of the copy and the id."""
-    start = hashlib.blake2b(digest(purpose, str(seed), str(copy)).encode(), digest_size=8)
-    result = bytearray()
-    for content in contents:
-        state = start.copy()
-        state.update(content.encode())
-        result += state.digest()
-    return np.frombuffer(bytes(result), dtype=">u8").astype(np.uint64)
-
-
-def _contents(table: pa.Table) -> list[str]:
-    contents: list[str] = pc.coalesce(table.column("content_id"), table.column("row_id")).to_pylist()
-    return contents
 
 
 @dataclass(frozen=True)
@@ -156,18 +109,32 @@ class _Keys:
     """Counts the rows and bytes of a shard by category; for training rows, writes the keys that decide which are drawn."""
 
     seed: int
+    by_language: bool
 
     def __call__(self, shard: str, folder: str) -> dict[str, Any]:
-        table = storage.read_table(shard, columns=["row_id", "content_id", "category", "query", "positive", "negatives"])
+        columns = ["row_id", "content_id", "category", "language", "positive_language", "query", "positive", "negatives"]
+        table = storage.read_table(shard, columns=columns)
         names = sorted(count_categories(table))
         places = pc.index_in(table.column("category"), pa.array(names, pa.string())).to_numpy()
         sizes = np.bincount(places, minlength=len(names)).tolist()
         weights = np.bincount(places, weights=_text_bytes(table), minlength=len(names)).astype(np.int64)
-        drawn = pa.table([table.column("row_id"), pa.array(keys("draw", self.seed, _contents(table)))], ["row_id", _KEY])
+        spoken = Counter(draw.strata(table, by_language=True))
+        of = draw.strata(table, self.by_language)
+        strata = sorted(set(of))
+        drawn = pa.table([table.column("row_id"), pa.array(draw.keys("draw", self.seed, draw.contents(table)))], ["row_id", _KEY])
+        numbers = {stratum: number for number, stratum in enumerate(strata)}
+        destinations = np.array([numbers[stratum] for stratum in of], np.int64)
         if part_of(shard) != "train":
-            drawn, places = drawn.slice(0, 0), places[:0]
-        rows = exchange.scatter(storage.join(folder, "keys.parquet"), drawn, places, len(names))
-        return {"rows": table.num_rows, "categories": names, "sizes": sizes, "keys": rows, "bytes": weights.tolist()}
+            drawn, destinations = drawn.slice(0, 0), destinations[:0]
+        return {
+            "rows": table.num_rows,
+            "categories": names,
+            "sizes": sizes,
+            "bytes": weights.tolist(),
+            "languages": [[*stratum, rows] for stratum, rows in sorted(spoken.items())],
+            "strata": [list(stratum) for stratum in strata],
+            "keys": exchange.scatter(storage.join(folder, "keys.parquet"), drawn, destinations, len(strata)),
+        }
 
 
 def _text_bytes(table: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -189,21 +156,21 @@ def _cuts(
     work: Work,
     shards: Sequence[str],
     seen: Sequence[Mapping[str, Any]],
-    available: Mapping[str, int],
-    allocation: Allocation,
-) -> dict[str, tuple[int, str]]:
-    """For each category that is not taken a whole number of times: the key and row_id of the last row that is taken once more."""
-    cut = {name: rows % available[name] for name, rows in allocation.rows.items() if available[name] and rows % available[name]}
+    there: Mapping[Stratum, int],
+    wanted: Mapping[Stratum, int],
+) -> dict[Stratum, tuple[int, str]]:
+    """For each stratum that is not taken a whole number of times: the key and row_id of the last row that is taken once more."""
+    cut = {stratum: rows % there[stratum] for stratum, rows in wanted.items() if rows % there[stratum]}
     units = []
-    for name, rows in cut.items():
+    for stratum, rows in cut.items():
         files, destinations = [], []
         for number, (shard, result) in enumerate(zip(shards, seen, strict=True)):
-            if part_of(shard) == "train" and name in result["categories"]:
+            if part_of(shard) == "train" and list(stratum) in result["strata"]:
                 files.append((work.files("keys", number, "keys.parquet"), result["keys"]))
-                destinations.append(result["categories"].index(name))
+                destinations.append(result["strata"].index(list(stratum)))
         units.append((files, destinations, rows))
     results = work.map("cuts", _cut, units)
-    return {name: (result["key"], result["row_id"]) for name, result in zip(cut, results, strict=True)}
+    return {stratum: (result["key"], result["row_id"]) for stratum, result in zip(cut, results, strict=True)}
 
 
 def _cut(unit: tuple[list[_File], list[int], int], folder: str) -> dict[str, Any]:
@@ -228,53 +195,53 @@ class _Send:
     """Writes the rows of a shard that are taken, copies included, and the ids of those that are not, by destination."""
 
     seed: int
-    draws: Mapping[str, Draw]
+    mixture: Mixture
+    draws: Mapping[Stratum, Draw]
     train: int
     validation: int
 
     def __call__(self, shard: str, folder: str) -> dict[str, Any]:
         table = storage.read_table(shard)
-        contents = _contents(table)
+        table = table.set_column(EXAMPLE.names.index("batch_group"), EXAMPLE.field("batch_group"), self._groups(table))
+        contents = draw.contents(table)
+        of = draw.strata(table, self.mixture.language_temperature is not None)
         if part_of(shard) == "train":
-            count, copies = self.train, self._copies(table, contents)
+            count, copies = self.train, draw.copies(table, of, self.draws, self.seed)
+            draws = [self.draws[stratum] for stratum in of]
         else:
             count, copies = self.validation, np.ones(table.num_rows, np.int64)
+            draws = [Draw(1, None, 1, 1)] * table.num_rows
         sent: dict[str, list[int]] = {}
         for copy in range(int(copies.max(initial=0))):
             rows = np.flatnonzero(copies > copy)
-            taken = self._copy(table.take(pa.array(rows)), [contents[row] for row in rows], copy)
-            sent[f"taken-{copy}.parquet"] = self._send(folder, f"taken-{copy}.parquet", taken, count)
+            taken = _copy(table.take(pa.array(rows)), copy)
+            order = draw.places(self.seed, [contents[row] for row in rows], copy, [draws[row] for row in rows])
+            sent[f"taken-{copy}.parquet"] = self._send(folder, f"taken-{copy}.parquet", taken, order, count)
         rows = np.flatnonzero(copies == 0)
         if len(rows):
             left = table.select(["row_id", "category"]).take(pa.array(rows))
-            left = left.append_column(_KEY, pa.array(keys("order", self.seed, [contents[row] for row in rows])))
-            sent["left.parquet"] = self._send(folder, "left.parquet", left, count)
+            order = draw.keys("order", self.seed, [contents[row] for row in rows])
+            sent["left.parquet"] = self._send(folder, "left.parquet", left, order, count)
         return {"rows": table.num_rows, "sent": sent}
 
-    def _send(self, folder: str, name: str, table: pa.Table, count: int) -> list[int]:
-        """Destination i gets the i-th of `count` equal ranges of the keys."""
-        high = table.column(_KEY).to_numpy() >> np.uint64(32)
-        places = ((high * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
-        return exchange.scatter(storage.join(folder, name), table, places, count)
+    def _groups(self, table: pa.Table) -> pa.ChunkedArray:
+        """The `batch_group` of each row."""
+        if self.mixture.batch_groups == "category":
+            return table.column("category")
+        return pc.binary_join_element_wise(table.column("category"), draw.languages(table), "/")
 
-    def _copies(self, table: pa.Table, contents: list[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """How often each row is taken."""
-        result = np.zeros(table.num_rows, np.int64)
-        drawn = keys("draw", self.seed, contents).tolist()
-        row_ids = table.column("row_id").to_pylist()
-        for row, category in enumerate(table.column("category").to_pylist()):
-            draw = self.draws[category]
-            result[row] = draw.copies + (draw.cut is not None and (drawn[row], row_ids[row]) <= draw.cut)
-        return result
+    def _send(self, folder: str, name: str, table: pa.Table, order: draw.Array, count: int) -> list[int]:
+        """Destination i gets the i-th of `count` equal ranges of the order."""
+        places = (((order >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
+        return exchange.scatter(storage.join(folder, name), table.append_column(_KEY, pa.array(order)), places, count)
 
-    def _copy(self, table: pa.Table, contents: list[str], copy: int) -> pa.Table:
-        """The rows with their place in the order. A copy has a row_id of its own; all else is as in the row that it repeats."""
-        order = pa.array(keys("order", self.seed, contents, copy))
-        if copy:
-            ids = [digest("copy", row_id, str(copy)) for row_id in table.column("row_id").to_pylist()]
-            table = table.set_column(0, EXAMPLE.field("row_id"), pa.array(ids, pa.string()))
-        copied = pa.array(np.full(table.num_rows, copy > 0))
-        return table.append_column(_KEY, order).append_column("_copied", copied)
+
+def _copy(table: pa.Table, copy: int) -> pa.Table:
+    """A copy has a row_id of its own; all else is as in the row that it repeats."""
+    if copy:
+        ids = [digest("copy", row_id, str(copy)) for row_id in table.column("row_id").to_pylist()]
+        table = table.set_column(0, EXAMPLE.field("row_id"), pa.array(ids, pa.string()))
+    return table.append_column("_copied", pa.array(np.full(table.num_rows, copy > 0)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from datakit.opened import Build
-from datakit.publish import diversity, figures
+from datakit.publish import diversity, evaluation_sets, figures, mixture
 from datakit.publish.manifest import CategoryEntry
 from datakit.publish.reasons import in_words
 
@@ -172,12 +172,31 @@ def _sections(build: Build) -> list[str]:
             f"Language models were asked {manifest.spent.requests:,} times: {manifest.spent.prompt_tokens:,} tokens read, "
             f"{manifest.spent.completion_tokens:,} written{money}."
         )
+    sections += _mixture(build)
+    sections += _evaluation_sets(build)
     sections += _diversity(build)
     sections += _example(build)
+    feedback = " --feedback feedback.json" if "feedback.json" in manifest.files else ""
     sections.append(
-        "## Made again\n\n`datakit build recipe.yaml` makes the same bytes from the same sources, packages and models."
+        f"## Made again\n\n`datakit build recipe.yaml{feedback}` makes the same bytes from the same sources, packages and models."
     )
     return sections
+
+
+def _mixture(build: Build) -> list[str]:
+    notes = mixture.noted(build.manifest.steps)
+    if "feedback" not in notes:
+        return []
+    lines: list[list[Any]] = [[name, *cells] for name, cells in mixture.feedback_lines(notes)]
+    return ["## Feedback\n\n" + mixture.feedback_heading(notes) + "\n\n" + _table(["category", *mixture.FEEDBACK_HEADS], lines)]
+
+
+def _evaluation_sets(build: Build) -> list[str]:
+    found = evaluation_sets.lines(build.manifest.steps)
+    if not found:
+        return []
+    table = _table(["evaluation set", *evaluation_sets.HEADS], [[name, *cells] for name, cells in found])
+    return [f"## Evaluation sets\n\n{evaluation_sets.HEADING}\n\n{table}"]
 
 
 def _diversity(build: Build) -> list[str]:

@@ -22,6 +22,7 @@ import yaml
 from datakit import storage
 from datakit.errors import BuildError, UserError
 from datakit.filters import judge
+from datakit.mixing.planned import MixParameters
 from datakit.opened import NOT_SAMPLED, open_build
 from datakit.publish import balance, card, diversity, manifest, report
 from datakit.recipe import Recipe, resolved
@@ -32,6 +33,7 @@ from datakit.step import Output, Step, package_version
 log = logging.getLogger(__name__)
 
 PARTS = ("train", "validation")
+FEEDBACK = "feedback.json"
 
 # A step, its output, the seconds that it took, and whether it came from the cache.
 Finished = tuple[Step, Output, float, bool]
@@ -83,14 +85,15 @@ def publish(
         with _only_one(folder), _temporary(folder) as temporary:
             rows = _write_rows(temporary, recipe, steps, final)
             published = resolved(recipe)
-            version = _version(rows, published)
+            feedback = _write_feedback(temporary, steps)
+            version = _version({**rows, **feedback}, published)
             target = os.path.join(folder, version)
             existed = os.path.lexists(target)
             if existed:
                 _check_same(target)
                 storage.write_json(os.path.join(target, "run.json"), facts)
             else:
-                _describe(temporary, version, recipe, published, steps, final, entries, rows)
+                _describe(temporary, version, recipe, published, steps, final, entries, rows, feedback)
                 storage.write_json(os.path.join(temporary, "run.json"), facts)
                 os.rename(temporary, target)
             _point_latest(folder, version)
@@ -147,6 +150,17 @@ def _write_rows(folder: str, recipe: Recipe, steps: Sequence[tuple[Step, Output]
     return files
 
 
+def _write_feedback(folder: str, steps: Sequence[tuple[Step, Output]]) -> dict[str, manifest.File]:
+    """Writes the evaluation that moved the weights, if there was one: without it nobody could make the same bytes again."""
+    for step, _ in steps:
+        if isinstance(step.parameters, MixParameters) and step.parameters.feedback is not None:
+            said = step.parameters.feedback.model_dump(mode="json", by_alias=True)
+            text = (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+            storage.write_bytes(os.path.join(folder, FEEDBACK), text)
+            return {FEEDBACK: manifest.File(digest=storage.bytes_digest(text))}
+    return {}
+
+
 def _describe(
     folder: str,
     version: str,
@@ -156,6 +170,7 @@ def _describe(
     final: Output,
     entries: Mapping[str, Category],
     rows: Mapping[str, manifest.File],
+    feedback: Mapping[str, manifest.File],
 ) -> None:
     """Writes what goes with the rows: recipe, manifest, card and report. Checks the balance of the whole build."""
     text = yaml.safe_dump(published, sort_keys=False, allow_unicode=True, width=120).encode("utf-8")
@@ -174,7 +189,7 @@ def _describe(
         description=recipe.description,
         recipe=published,
         steps=step_entries,
-        files=dict(sorted({**rows, "recipe.yaml": manifest.File(digest=storage.bytes_digest(text))}.items())),
+        files=dict(sorted({**rows, **feedback, "recipe.yaml": manifest.File(digest=storage.bytes_digest(text))}.items())),
         packages=manifest.packages([step for step, _ in steps]),
         models=manifest.models(recipe, [step for step, _ in steps]),
         spent=manifest.spent(step_entries),
@@ -189,7 +204,7 @@ def _describe(
 
 
 def _version(files: Mapping[str, manifest.File], published: Mapping[str, Any]) -> str:
-    """16 hex digits that stand for the bytes of train, validation and rejected, and for the resolved recipe."""
+    """16 hex digits that stand for the bytes of train, validation, rejected and feedback, and for the resolved recipe."""
     digests = {name: file.digest for name, file in files.items() if not name.startswith("not_sampled/")}
     identity = {"files": digests, "recipe": published}
     return storage.bytes_digest(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))[:16]

@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from datakit.opened import Build
-from datakit.publish import diversity, figures
+from datakit.publish import diversity, evaluation_sets, figures, mixture
 from datakit.publish.manifest import StepEntry
 from datakit.publish.reasons import in_words, number
 from datakit.step import Counts
@@ -32,7 +32,7 @@ MOST_NEGATIVES = 10
 MOST_ROWS = 300
 ROWS_BYTES = 1_300_000
 MOST_CATEGORY_CARDS = 24
-MOST_DIVERSITY_LINES = 20
+MOST_TABLE_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,14 @@ def render(build: Build) -> str:
         most_made=max((entry.created for entry in manifest.categories.values()), default=0),
         most_cards=MOST_CATEGORY_CARDS,
         lengths=figures.lengths(build),
+        evaluation_sets=evaluation_sets,
         diversity=manifest.diversity,
         heading=diversity.heading(manifest.diversity) if manifest.diversity else "",
         heads=diversity.HEADS,
         varied=diversity.lines,
-        most_lines=MOST_DIVERSITY_LINES,
+        most_lines=MOST_TABLE_LINES,
+        mix=mixture.noted(manifest.steps),
+        mixture=mixture,
         rejections=rejections(build),
         rows=embedded(browser_rows(build)),
         recipe=Path(build.path, "recipe.yaml").read_text(encoding="utf-8"),

@@ -57,8 +57,10 @@ from datakit.recipe.negatives import (
 from datakit.recipe.rows import (
     AnyDedup,
     ExactDedup,
+    Feedback,
     MinHashDedup,
     Mixture,
+    MixtureQuota,
     SemanticDedup,
     Split,
 )
@@ -140,6 +142,7 @@ __all__ = [
     "EvaluationHuggingFace",
     "EvaluationMteb",
     "ExactDedup",
+    "Feedback",
     "FilesSource",
     "Gopher",
     "Group",
@@ -154,6 +157,7 @@ __all__ = [
     "Likeness",
     "MinHashDedup",
     "Mixture",
+    "MixtureQuota",
     "Model",
     "Negatives",
     "Nli",

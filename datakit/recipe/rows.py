@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from fractions import Fraction
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from datakit.recipe.fields import Model
 
@@ -75,22 +77,95 @@ class Split(Model):
     )
 
 
+class MixtureQuota(Model):
+    """A fixed part of the training rows for one category, or for all categories of a family or task together."""
+
+    category: str | None = None
+    family: str | None = Field(None, description="Of the registry, such as medical; `recipe` for categories with `define`.")
+    task: str | None = Field(None, description="Such as bitext.")
+    rows: int | None = Field(None, ge=0)
+    share: float | None = Field(None, gt=0, le=1, description="Of `total`.")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if sum(value is not None for value in (self.category, self.family, self.task)) != 1:
+            raise ValueError("a quota is for one of 'category', 'family' and 'task'; name exactly one")
+        if (self.rows is None) == (self.share is None):
+            raise ValueError("a quota has either 'rows' or 'share'; give exactly one")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What the quota is for, for a person: "task bitext"."""
+        kind = next(kind for kind in ("category", "family", "task") if getattr(self, kind) is not None)
+        return f"{kind} {getattr(self, kind)}"
+
+
+class Feedback(Model):
+    """How an evaluation changes weights (`datakit build --feedback`). The formula stands in datakit/mixing/feedback.py."""
+
+    bound: float = Field(2.0, ge=1, le=16, description="A weight is multiplied by 1/bound to bound; 1 changes nothing.")
+    poor: float = Field(0.5, gt=0, le=10, description="So far below the mean score, relative to it, gets the whole raise.")
+    plateau: float = Field(
+        0.01, gt=0, le=1, description="Scores that move less than this at each evaluation, relative to the score, are a plateau."
+    )
+    window: int = Field(2, ge=1, description="A plateau is seen over so many steps from one evaluation to the next.")
+    rows: int = Field(100, ge=0, description="A score of so many rows counts half; of few rows, little.")
+
+
 class Mixture(Model):
-    """p_i proportional to n_i^(1/T), with caps; counts sum exactly to the total."""
+    """p_i proportional to n_i^(1/T), with quotas and caps; counts sum exactly to the total."""
 
     temperature: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="1 keeps the proportions of the data; a large one makes categories equal."
     )
+    language_temperature: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="The same for the languages within each category. Default: rows are drawn whatever their language, which is "
+        "about 1. Rows of unknown language are a group of their own, and so is each pair of languages.",
+    )
     total: int | None = Field(
         None,
         ge=1,
-        description="Training rows. Default: as many as there are under the caps; then the temperature acts only where "
-        "max_epochs is above 1.",
+        description="Training rows. Default: as many as there are under the caps and quotas; then the temperature acts only "
+        "where max_epochs is above 1.",
     )
     max_epochs: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="A row is used at most so often, on average over its category."
     )
     caps: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="Most rows of a category.")
-    shortfall: Literal["renormalise", "stop"] = Field(
-        "renormalise", description="When the caps do not allow the total: give less, with a line in the log, or stop."
+    quotas: list[MixtureQuota] = Field([], description="The temperature shares out what they leave, and what each quota holds.")
+    shortfall: Literal["renormalise", "repeat", "stop"] = Field(
+        "renormalise",
+        description="When the share of a category is more than its rows give in `max_epochs`: the others get what is left "
+        "(no row is repeated unasked); its own rows are repeated up to `repeat_epochs`; or the build stops.",
     )
+    repeat_epochs: float = Field(
+        4.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Under `shortfall: repeat`. Language models gained from up to 4 epochs as from new text (arXiv 2305.16264).",
+    )
+    batch_groups: Literal["category", "language"] = Field(
+        "category",
+        description="Rows of one `batch_group` may share a batch: those of a category, or of a category and language.",
+    )
+    feedback: Feedback = Feedback()
+
+    @model_validator(mode="after")
+    def _quotas_fit(self) -> Self:
+        shares = sum(Fraction(str(quota.share)) for quota in self.quotas if quota.share is not None)
+        rows = sum(quota.rows for quota in self.quotas if quota.rows is not None)
+        if shares and self.total is None:
+            raise ValueError("a quota with 'share' is a share of 'total'; give 'total' too")
+        if self.total is not None and rows + shares * self.total > self.total:
+            raise ValueError(
+                f"the quotas ask for {math.ceil(rows + shares * self.total):,} rows, and 'total' is {self.total:,}; lower them"
+            )
+        if self.shortfall == "repeat" and self.repeat_epochs < self.max_epochs:
+            raise ValueError(
+                f"'repeat_epochs' is {self.repeat_epochs:g} and 'max_epochs' is {self.max_epochs:g}; raise 'repeat_epochs'"
+            )
+        return self

@@ -147,10 +147,10 @@ def test_validation_goes_on_whole_whatever_the_mixture_says(tmp_path):
     assert table.column("row_id").to_pylist() != [record["row_id"] for record in held]
 
 
-def test_rows_are_unchanged(tmp_path):
+def test_rows_are_unchanged_but_for_their_batch_group(tmp_path):
     records = examples({"a": 50})
     output = run_step(mixed(Mixture(), tables(records, 2)), str(tmp_path))
-    by_id = {row["row_id"]: row for row in rows(records).to_pylist()}
+    by_id = {row["row_id"]: row | {"batch_group": "a"} for row in rows(records).to_pylist()}
     assert read(output.shards).to_pylist() == [by_id[name] for name in read(output.shards).column("row_id").to_pylist()]
 
 
