@@ -73,20 +73,27 @@ class Containment(Model):
 
     A text of k words has n-grams of min(n, k) words: a short query is one n-gram, and is found wherever it stands whole.
     Words of scripts without spaces are their characters.
+
+    Measured on medquad, pubmedqa and disfl-qa against 800 queries of SciFact and CoSQA (benchmarks/README.md): of the pairs of n
+    and threshold without a clean row hit, 3 and 0.6 catch most paraphrases. What stands whole in a text is caught in any case.
     """
 
-    n: int = Field(5, ge=1, le=64)
-    threshold: float = Field(0.7, gt=0, le=1)
+    n: int = Field(3, ge=1, le=64)
+    threshold: float = Field(0.6, gt=0, le=1)
     min_words: int = Field(
         4, ge=1, description="A shorter evaluation text stands in many texts by chance: only a text equal to it is a hit."
     )
 
 
 class Likeness(Model):
-    """Reason: contaminated_semantic. Cosine of a text of the row to an evaluation text."""
+    """Reason: contaminated_semantic. Cosine of a text of the row to an evaluation text.
+
+    Measured with all-MiniLM-L6-v2 (benchmarks/README.md): at 0.8, 28 of 35 paraphrases that kept the meaning, and none of 31,317
+    clean texts; at 0.9, 15 of 35.
+    """
 
     encoder: str
-    threshold: float = Field(0.9, gt=0, le=1, description="What is the same depends on the encoder.")
+    threshold: float = Field(0.8, gt=0, le=1, description="What is the same depends on the encoder.")
 
 
 class Decontamination(Model):

@@ -85,7 +85,7 @@ def test_hits_reject_rows_and_drop_negatives_and_name_the_evaluation_row(tmp_pat
     output = run(tmp_path, recipe(beir))
     assert rejected(output) == {
         "a": (checking.CONTAMINATED_EXACT, "tiny-set:q3", 1.0, 1.0, "query: How is a list sorted in place?"),
-        "b": (checking.CONTAMINATED_NGRAM, "tiny-set:q1", 1.0, 0.7, "positive: does vitamin d prevent colds in children"),
+        "b": (checking.CONTAMINATED_NGRAM, "tiny-set:q1", 1.0, 0.6, "positive: does vitamin d prevent colds in children"),
         "g": (checking.CONTAMINATED_EXACT, "tiny-set:q2", 1.0, 1.0, "query: python"),
     }
     kept = {row["row_id"]: row["negatives"] for row in read(output.shards).to_pylist()}
