@@ -199,8 +199,7 @@ def _beir(part: Part, source: EvaluationBeir, name: str) -> Iterator[tuple[str, 
 def _side(part: Part, source: EvaluationBeir, side: str) -> Iterator[Numbered]:
     judged = side == beir.JUDGEMENTS
     if part.files:
-        corpus, queries, judgements = part.files
-        file = {beir.CORPUS: corpus, beir.QUERIES: queries, beir.JUDGEMENTS: judgements}[side]
+        file = dict(zip((beir.CORPUS, beir.QUERIES, beir.JUDGEMENTS), part.files, strict=True))[side]
         plain = FilesSource(type="files", path=Path(file.path), quotes=False, columns=Columns(document="text"))
         return files.records(file, plain, beir.JUDGED.used() if judged else [beir.IDS[0], "text"])
     judgements = f"{part.before}qrels" if part.before else source.judgements

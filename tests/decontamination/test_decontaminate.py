@@ -302,3 +302,65 @@ def test_a_negative_that_became_a_positive_is_compared_by_meaning_too(tmp_path: 
     output = run_step(found, str(tmp_path / "cache"))
     assert {key: row[:2] for key, row in rejected(output).items()} == {"three": (checking.CONTAMINATED_SEMANTIC, "tiny-set:q1")}
     assert [negative["text"] for negative in read(output.shards).to_pylist()[0]["negatives"]] == ["Fog."]
+
+
+def hub_layout(folder: Path, before: str = "") -> None:
+    """A retrieval set as the Hub holds it, with `before` before the names of its configurations."""
+    names = {f"{before}queries": "queries", f"{before}corpus": "corpus", f"{before}qrels" if before else "default": "judgements"}
+    splits = {"queries": "queries", "corpus": "corpus", "judgements": "test"}
+    configs = [
+        {"config_name": config, "data_files": [{"split": splits[side], "path": f"{side}.jsonl"}]}
+        for config, side in names.items()
+    ]
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    records = {
+        "queries": [{"_id": key, "text": text} for key, text in QUERIES.items()],
+        "corpus": [{"_id": key, "title": "", "text": text} for key, text in DOCUMENTS.items()],
+        "judgements": [{"query-id": "q1", "corpus-id": "d2", "score": 1}, {"query-id": "q3", "corpus-id": "d1", "score": 1}],
+    }
+    for side, of_side in records.items():
+        (folder / f"{side}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in of_side))
+
+
+def test_a_retrieval_set_of_the_hub_is_read_from_the_mirror(tmp_path: Path) -> None:
+    hub_layout(tmp_path / "mirror" / "owner" / "set")
+    wanted = Decontamination.model_validate({"sets": [{"type": "beir", "path": "owner/set", "texts": "both", "revision": "abc"}]})
+    output = run(tmp_path, wanted, [rows([*ROWS, example("z", DOCUMENTS["d2"], "y")])], mirror=str(tmp_path / "mirror"))
+    assert {key: row[1] for key, row in rejected(output).items()} == {
+        "a": "owner/set:queries:q3", "b": "owner/set:queries:q1", "z": "owner/set:corpus:d2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "path", "before"), [("SciFact", "mteb/scifact", ""), ("MIRACLRetrieval", "mteb/MIRACLRetrieval", "sw-")]
+)
+def test_a_retrieval_task_of_mteb_is_read_by_its_name(tmp_path: Path, task: str, path: str, before: str) -> None:
+    pytest.importorskip("mteb", reason="mteb is not installed (extra `eval`)")
+    from datakit.decontamination import tasks
+    from datakit.recipe import EvaluationMteb
+
+    found = tasks.parts(EvaluationMteb(type="mteb", task=task))
+    assert {before} <= {each for _, each in found}
+    assert {(str(source.path), source.revision is not None) for source, _ in found} == {(path, True)}
+    if not before:
+        hub_layout(tmp_path / "mirror" / path)
+        wanted = Decontamination.model_validate({"sets": [{"type": "mteb", "task": task}]})
+        output = run(tmp_path, wanted, mirror=str(tmp_path / "mirror"))
+        assert {key: row[1] for key, row in rejected(output).items()} == {"a": "SciFact:q3", "b": "SciFact:q1"}
+
+
+def test_tasks_of_mteb_without_a_corpus_name_their_columns() -> None:
+    pytest.importorskip("mteb", reason="mteb is not installed (extra `eval`)")
+    from datakit.decontamination import tasks
+    from datakit.recipe import EvaluationHuggingFace, EvaluationMteb
+
+    columns = {}
+    for task in ("STSBenchmark", "Banking77Classification", "SprintDuplicateQuestions", "BUCC"):
+        (source, _), *_ = tasks.parts(EvaluationMteb(type="mteb", task=task))
+        assert isinstance(source, EvaluationHuggingFace)
+        columns[task] = source.columns
+    pair = ["sentence1", "sentence2"]
+    assert columns == {"STSBenchmark": pair, "Banking77Classification": ["text"], "SprintDuplicateQuestions": pair, "BUCC": pair}
+    with pytest.raises(UserError, match=r"mteb knows no task 'SciFakt'\. Did you mean SciFact"):
+        tasks.parts(EvaluationMteb(type="mteb", task="SciFakt"))
