@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from datakit.assets import Assets
@@ -10,6 +10,7 @@ from datakit.dedup import dedup_step
 from datakit.encoders.embed import embed_step
 from datakit.filters import filter_step, personal_data
 from datakit.filters.judge import Judging
+from datakit.negatives.adversarial import Writing as Adversarial
 from datakit.negatives.relabel import is_judge, relabel_step
 from datakit.negatives.screen import screen_step
 from datakit.negatives.texts import embed_candidates_step
@@ -92,12 +93,17 @@ def clean(wanted: Wanted, rows: Step, steps: list[Step], vectors: Vectors, asset
     return rows
 
 
-def screened(negatives: Negatives, wanted: Wanted, rows: Step, steps: list[Step], vectors: Vectors, assets: Assets) -> Step:
-    """Adds the steps that screen and relabel mined negatives, where the recipe has a screen; returns the last one."""
+def screened(
+    negatives: Negatives, wanted: Wanted, rows: Step, steps: list[Step], vectors: Callable[[str, Step], Step], assets: Assets
+) -> Step:
+    """Adds the steps that screen and relabel mined negatives, where the recipe has a screen; returns the last one.
+
+    `vectors` gives the embed step of an encoder, by its name, for some rows.
+    """
     screen = negatives.screen
     if screen is None:
         return rows
-    encoder, seen = wanted.encoders[screen.encoder], vectors.of(screen.encoder, rows)
+    encoder, seen = wanted.encoders[screen.encoder], vectors(screen.encoder, rows)
     # Negatives that a model wrote, that the data had, or that came from outside are no texts of rows.
     candidates = embed_candidates_step(f"embed-{screen.encoder}-negatives", encoder, rows, seen, assets)
     steps.append(candidates)
@@ -115,4 +121,4 @@ def screened(negatives: Negatives, wanted: Wanted, rows: Step, steps: list[Step]
 
 def those_asking(steps: Sequence[Step]) -> tuple[Step, ...]:
     """Those that ask a language model: one budget is for all of them."""
-    return tuple(step for step in steps if isinstance(step.parameters, Synthesising | Judging) or is_judge(step))
+    return tuple(step for step in steps if isinstance(step.parameters, Synthesising | Judging | Adversarial) or is_judge(step))

@@ -11,19 +11,20 @@ from dataclasses import dataclass
 
 from datakit import storage
 from datakit.assets import Assets
-from datakit.cleaning import Vectors, clean, those_asking
+from datakit.cleaning import Vectors, clean, screened, those_asking
 from datakit.decontamination.decontaminate import decontaminate_step
 from datakit.errors import UserError
 from datakit.executor import Executor
 from datakit.mixing.mix import mix_step
-from datakit.negatives.mine import mine_step
-from datakit.negatives.screen import screen_step
+from datakit.mixing.planned import quota_members
+from datakit.negatives.mining import mined
 from datakit.normalise import normalise_step
 from datakit.progress import BuildWatcher
 from datakit.publish.publish import PublishedBuild, check_output, publish
 from datakit.recipe import CategoryRecipe, ClusterSelect, Recipe, Synthesis
 from datakit.registry import Category
 from datakit.registry import load as load_registry
+from datakit.schema import Evaluation
 from datakit.sources.origins import check_origins
 from datakit.sources.public import filled_in, listed
 from datakit.sources.read import documents_step, read_step
@@ -45,8 +46,11 @@ class Plan:
     entries: dict[str, Category]
 
 
-def plan(recipe: Recipe) -> Plan:
-    """The steps of a recipe. Reads models and data files only to digest them; runs nothing."""
+def plan(recipe: Recipe, feedback: Evaluation | None = None) -> Plan:
+    """The steps of a recipe. Reads models and data files only to digest them; runs nothing.
+
+    `feedback` is an evaluation of a model, which moves the weights of the mixture.
+    """
     check_output(recipe)
     assets = Assets(recipe.cache)
     registry = load_registry(recipe.registries)
@@ -66,13 +70,14 @@ def plan(recipe: Recipe) -> Plan:
     rows = _decontaminated(recipe, "decontaminate", rows, steps, vectors, assets)
     rows = add(split_step(recipe.split, recipe.seed, (rows,)))
     if recipe.negatives is not None:
-        rows = add(mine_step(recipe.negatives, (rows,)))
-        if recipe.negatives.screen is not None:
-            name = recipe.negatives.screen.encoder
-            seen = vectors.of(name, rows)
-            rows = add(screen_step(recipe.negatives, recipe.encoders[name], (rows,), seen))
+        held = recipe.split.validation
+        rows = mined(
+            recipe.negatives, recipe, rows, steps, vectors.of, assets, those_asking(steps), validation=held, mirror=recipe.mirror
+        )
+        rows = screened(recipe.negatives, recipe, rows, steps, vectors.of, assets)
         rows = _decontaminated(recipe, "decontaminate-negatives", rows, steps, vectors, assets)
-    add(mix_step(recipe.mixture, recipe.seed, recipe.shard_rows, (rows,)))
+    members = quota_members(recipe.mixture, entries)
+    add(mix_step(recipe.mixture, recipe.seed, recipe.shard_rows, (rows,), members, feedback))
     assets.save()
     return Plan(recipe, steps, entries)
 
@@ -154,13 +159,13 @@ def entry(name: str, category: CategoryRecipe, registry: Mapping[str, Category])
     return registry[key]
 
 
-def build(recipe: Recipe, executor: Executor, watcher: BuildWatcher) -> PublishedBuild:
+def build(recipe: Recipe, executor: Executor, watcher: BuildWatcher, feedback: Evaluation | None = None) -> PublishedBuild:
     """Runs the steps of a recipe that are not in the cache, in order, and publishes what came of them.
 
     A build that is stopped at any moment goes on from there when it is called again, and gives the same bytes.
     """
     started = datetime.datetime.now(datetime.UTC)
-    planned = plan(recipe)
+    planned = plan(recipe, feedback)
     done: list[tuple[Step, Output, float, bool]] = []
     for number, step in enumerate(planned.steps, start=1):
         watcher.begin(step.name, number, len(planned.steps))

@@ -3,12 +3,14 @@
 Key phrases of a corpus are the terms that at least two of its texts have, and at most `max_share` of them (or 20 texts):
 - words of three letters or more, numbers of three digits or more, parts of identifiers;
 - names: two to four words in a row that begin with a capital.
-Those of a query are the ones that it says, whatever its case; where it says none, the three of its positive with the highest
+A text has a phrase where it is about it: the phrase stands among its first words (BEGINNING), or twice. Those of a query are the
+ones that it says, whatever its case, and its positive is about; where there are none, the three of the positive with the highest
 tf idf. With idf = log((N + 1) / df), the score of a text n for the query q is
 
     (idf of the phrases of q that n has / idf of all phrases of q) x (1 - idf of the other words of q that n has / idf of all)
 
-Other words are those of q that are in no phrase of it. A text with more than `max_overlap` of them may well have the same intent,
+Other words are those of q that are in no phrase of it. A text with less than `min_shared` of the phrases is about something else,
+and no candidate. A text with more than `max_overlap` of them may well have the same intent,
 and is no candidate; nor is any text for a query without other words. A screen sees to texts that say the same in other words.
 
     phrases     piece   -> which texts have which terms
@@ -39,6 +41,8 @@ from datakit.step import Work
 ENTITIES = "entities"
 
 LEAST_TEXTS, RARE_TEXTS = 2, 20
+# The first words of a text say what it is about.
+BEGINNING = 24
 # Phrases of a positive that stand for a query without any.
 _OF_POSITIVE = 3
 _WORDS_OF_NAME = 4
@@ -59,9 +63,26 @@ def names(texts: pl.Series) -> pl.Series:
 
 
 def terms(texts: pl.Series) -> pl.Series:
-    """Words and names of each text."""
-    both = pl.DataFrame({"words": tokens(texts), "names": names(texts)})
-    return both.select(pl.concat_list("words", "names")).to_series()
+    """Words and names of each text; those at its beginning twice. So what it is about is there at least twice."""
+    words = tokens(texts)
+    both = pl.DataFrame({"words": words, "first": words.list.head(BEGINNING), "names": names(texts)})
+    runs = [_runs(both.get_column("first"), length) for length in range(2, _WORDS_OF_NAME + 1)]
+    begin = pl.DataFrame(dict(zip("abc", runs, strict=True))).select(pl.concat_list("a", "b", "c")).to_series()
+    first_names = pl.DataFrame({"names": both.get_column("names"), "begin": begin}).select(
+        pl.col("names").list.set_intersection("begin").list.sort()
+    )
+    both = both.with_columns(first_names.to_series().alias("first_names"))
+    return both.select(pl.concat_list("words", "first", "names", "first_names")).to_series()
+
+
+def _runs(words: pl.Series, length: int) -> pl.Series:
+    """All runs of so many of the words of each text."""
+    frame = pl.DataFrame({"words": words}).with_row_index("row").explode("words")
+    joined = pl.col("words")
+    for step in range(1, length):
+        joined = joined + _BLANK + pl.col("words").shift(-step).over("row")
+    lists = frame.select("row", term=joined).group_by("row", maintain_order=True).agg(pl.col("term").drop_nulls())
+    return lists.get_column("term")
 
 
 def said(texts: pl.Series) -> pl.Series:
@@ -86,14 +107,16 @@ class Sharing:
     statistics: Statistics
     rare: Array
     idf: Array
-    pieces: tuple[Postings, ...]
+    pieces: tuple[tuple[Postings, Postings], ...]
 
-    def top(self, queries: pl.Series, positives: pl.Series, k: int, most: float, excluded: Excluded) -> tuple[Array, Array]:
+    def top(
+        self, queries: pl.Series, positives: pl.Series, k: int, limits: tuple[float, float], excluded: Excluded
+    ) -> tuple[Array, Array]:
         """The k best texts for each query: positions, -1 where there are fewer, and scores."""
         phrases, words = _asked(self, queries, positives)
         best = Best.nothing(len(queries), k)
-        for piece in self.pieces:
-            share(piece, piece, (*phrases, *words), most, excluded, best)
+        for about, has in self.pieces:
+            share(about, has, (*phrases, *words), limits, excluded, best)
         return best.ranked()
 
 
@@ -120,9 +143,15 @@ def _idf(statistics: Statistics) -> Array:
     return np.log((statistics.documents + 1) / statistics.vocabulary.get_column("texts").to_numpy())
 
 
-def _postings(counted: Counted, statistics: Statistics, first: int) -> Postings:
-    starts = spread(counted.starts, statistics.ids_of(counted.vocabulary), len(statistics.vocabulary))
-    return Postings(first, len(counted.lengths), starts, counted.documents, np.zeros(0))
+def _postings(counted: Counted, statistics: Statistics, first: int) -> tuple[Postings, Postings]:
+    """Texts by the terms that they are about, and by the terms that they have."""
+    ids, size = statistics.ids_of(counted.vocabulary), len(counted.lengths)
+    about = np.asarray(counted.counts) >= 2
+    ends = np.concatenate(([0], np.cumsum(about)))[counted.starts]
+    return (
+        Postings(first, size, spread(ends, ids, len(statistics.vocabulary)), counted.documents[about], np.zeros(0)),
+        Postings(first, size, spread(counted.starts, ids, len(statistics.vocabulary)), counted.documents, np.zeros(0)),
+    )
 
 
 def _asked(index: Sharing, queries: pl.Series, positives: pl.Series) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -137,7 +166,10 @@ def _asked(index: Sharing, queries: pl.Series, positives: pl.Series) -> tuple[tu
         rare=pl.Series(index.rare[frame.get_column("id").to_numpy()], dtype=pl.Boolean),
         idf=pl.Series(index.idf[frame.get_column("id").to_numpy()], dtype=pl.Float64),
     )
-    phrases = frame.filter("rare").select("row", "id", "term", "idf")
+    about, ends = index.statistics.looked_up(terms(positives))
+    row = np.repeat(np.arange(len(positives)), np.diff(ends))
+    twice = pl.DataFrame({"row": row, "id": about}).filter(pl.len().over("row", "id") >= 2).unique()
+    phrases = frame.filter("rare").join(twice, on=["row", "id"], how="semi").select("row", "id", "term", "idf")
     without = np.setdiff1d(np.arange(len(queries)), phrases.get_column("row").unique().to_numpy())
     phrases = pl.concat([phrases, _of_positives(index, positives, without)]).sort("row", "id")
     # Words of a name that is a phrase are no other words.
@@ -186,7 +218,8 @@ class EntitiesFinder:
         statistics, pieces = self.indexes[corpus.part, corpus.name]
         index = _loaded(statistics, pieces, self.miner.max_share)
         first, last = self.miner.window
-        found = index.top(rows.get_column("query"), rows.get_column("positive"), last, self.miner.max_overlap, excluded)
+        limits = self.miner.min_shared, self.miner.max_overlap
+        found = index.top(rows.get_column("query"), rows.get_column("positive"), last, limits, excluded)
         return windowed(*found, (first, last))
 
 
@@ -194,17 +227,15 @@ class EntitiesFinder:
 def _loaded(folder: str, pieces: tuple[tuple[str, int, int], ...], max_share: float) -> Sharing:
     statistics = Statistics.load(folder)
     nothing = np.zeros(0)
-    postings = tuple(
-        Postings(
-            first,
-            size,
-            np.asarray(load_array(storage.join(each, "spread.npy"))),
-            np.asarray(load_array(storage.join(each, "documents.npy"))),
-            nothing,
+
+    def postings(folder: str, kind: str, first: int, size: int) -> Postings:
+        starts, documents = (
+            np.asarray(load_array(storage.join(folder, f"{kind}-{name}.npy"))) for name in ("starts", "documents")
         )
-        for each, first, size in pieces
-    )
-    return Sharing(statistics, rare_terms(statistics, max_share), _idf(statistics), postings)
+        return Postings(first, size, starts, documents, nothing)
+
+    found = tuple((postings(each, "about", *place), postings(each, "has", *place)) for each, *place in pieces)
+    return Sharing(statistics, rare_terms(statistics, max_share), _idf(statistics), found)
 
 
 def prepare(work: Work, corpora: Corpora, miner: EntitiesMiner) -> EntitiesFinder:
@@ -241,7 +272,8 @@ def _statistics(folders: list[str], folder: str) -> dict[str, Any]:
 
 def _index(unit: tuple[str, str], folder: str) -> dict[str, Any]:
     terms_of_piece, statistics = unit
-    postings = _postings(Counted.load(terms_of_piece), Statistics.load(statistics), 0)
-    save_array(storage.join(folder, "spread.npy"), postings.starts)
-    save_array(storage.join(folder, "documents.npy"), postings.documents)
+    both = _postings(Counted.load(terms_of_piece), Statistics.load(statistics), 0)
+    for kind, postings in zip(("about", "has"), both, strict=True):
+        save_array(storage.join(folder, f"{kind}-starts.npy"), postings.starts)
+        save_array(storage.join(folder, f"{kind}-documents.npy"), postings.documents)
     return {}

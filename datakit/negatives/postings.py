@@ -100,14 +100,17 @@ def _add_up(
                     least = sums[query, 0]
 
 
-def share(phrases: Postings, words: Postings, asked: tuple[Array, ...], most: float, excluded: Excluded, best: Best) -> None:
+def share(
+    phrases: Postings, words: Postings, asked: tuple[Array, ...], limits: tuple[float, float], excluded: Excluded, best: Best
+) -> None:
     """Adds the documents of a piece that share phrases with the query, and few of its other words.
 
     `asked` are, for phrases and then for words: terms, weights (of a query they sum to 1), starts. With p and w the weights of
-    the phrases and words that a document has, its score is p (1 - w); documents without a phrase, or with w > `most`, have none.
+    the phrases and words that a document has, its score is p (1 - w); documents with p below the first of `limits`, or w
+    above the second, have none.
     """
     _share(
-        phrases.documents, phrases.starts, words.documents, words.starts, phrases.first, phrases.size, *asked, most,
+        phrases.documents, phrases.starts, words.documents, words.starts, phrases.first, phrases.size, *asked, *limits,
         excluded.documents, excluded.starts, best.found, best.sums, best.filled,
     )  # fmt: skip
 
@@ -126,6 +129,7 @@ def _share(
     words: Array,
     word_weights: Array,
     words_of: Array,
+    least: float,
     most: float,
     excluded: Array,
     excluded_starts: Array,
@@ -156,7 +160,7 @@ def _share(
                 other[excluded[i] - first] = 2.0
         for i in range(count):
             document = met[i]
-            if other[document] <= most and other[document] < 1:
+            if shared[document] >= least and other[document] <= most and other[document] < 1:
                 score = shared[document] * (1 - other[document])
                 filled[query] = _push(found[query], sums[query], filled[query], first + document, score)
             shared[document] = 0
