@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from datakit.recipe import Encoder
 
 # What decides the last bits of a vector besides the model's own files.
 PACKAGES = ("sentence-transformers", "tokenizers", "torch", "transformers")
+
+log = logging.getLogger(__name__)
 
 _WEIGHTS = (".safetensors", ".bin", ".onnx")
 
@@ -43,7 +47,11 @@ def load(encoder: Encoder) -> Any:
             "for one that a package carries."
         ) from error
     limit = model.max_seq_length
-    model.max_seq_length = encoder.max_length if limit is None else min(limit, encoder.max_length)
+    if limit == math.inf:
+        # A static embedding is a mean of token vectors: it has no length, and none can be set.
+        log.info("The encoder '%s' reads whole texts; max_length does not apply.", encoder.model.raw)
+    else:
+        model.max_seq_length = encoder.max_length if limit is None else min(limit, encoder.max_length)
     return model.eval()
 
 
