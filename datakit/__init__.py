@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datakit.dedup.deduplicate import deduplicate
+    from datakit.negatives.alone import mine
     from datakit.opened import Build
 
-__all__ = ["build", "deduplicate", "open"]
+__all__ = ["build", "deduplicate", "mine", "open"]
 
 
 def __getattr__(name: str) -> object:
-    """`datakit.deduplicate`, imported when it is asked for: `import datakit` stays quick."""
+    """`datakit.deduplicate` and `datakit.mine`, imported when they are asked for: `import datakit` stays quick."""
     if name == "deduplicate":
         from datakit.dedup.deduplicate import deduplicate
 
         return deduplicate
+    if name == "mine":
+        from datakit.negatives.alone import mine
+
+        return mine
     raise AttributeError(f"module 'datakit' has no attribute '{name}'")
 
 

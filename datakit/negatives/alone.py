@@ -78,7 +78,7 @@ def mine(
     paraphrase: float | None = 0.95,
     cross_encoder: str | Mapping[str, Any] | None = None,
     cache: str | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     watcher: BuildWatcher | None = None,
 ) -> Mined:
     """Mines hard negatives for queries with known positives, and screens them.
