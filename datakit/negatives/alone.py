@@ -302,7 +302,7 @@ def _steps(
         steps.append(embed_step(f"embed-{name}", encoder, tuple(step for step in (rows_, outside) if step is not None), assets))
         seen[name] = steps[-1]
     searched = any(getattr(miner, "encoder", None) for miner in negatives.miners)
-    mined = mine_step(negatives, (rows_,), seen if searched else None, outside)
+    mined = mine_step(negatives, (rows_,), {name: (step,) for name, step in seen.items()} if searched else None, outside)
     steps.append(mined)
     screened(negatives, _Wanted(encoders), mined, steps, lambda name, rows: seen[name], assets)
     assets.save()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from statistics import median
 
 import polars as pl
 from rich.console import Group, RenderableType
@@ -99,7 +100,7 @@ def shown(mined: Mined) -> RenderableType:
         for heading in ("miner", "candidates", *seen, "taken"):
             table.add_column(heading, justify="left" if heading == "miner" else "right")
         for miner, counts in screen["miners"].items():
-            table.add_row(miner, *(f"{counts[name]:,}" for name in ("candidates", *seen, "taken")))
+            table.add_row(str(miner), *(f"{counts[name]:,}" for name in ("candidates", *seen, "taken")))
         parts.append(table)
         known = screen["known_positives"]
         if known["tried"]:
@@ -112,6 +113,6 @@ def shown(mined: Mined) -> RenderableType:
     numbers = mined.rows.get_column("negatives").list.len().fill_null(0)
     parts.append(
         f"{len(numbers):,} rows, {int(numbers.sum()):,} negatives; "
-        f"{int((numbers == 0).sum()):,} rows have none, the median is {numbers.median() or 0:.0f}."
+        f"{int((numbers == 0).sum()):,} rows have none, the median is {median(numbers.to_list() or [0]):.0f}."
     )
     return Group(*parts)

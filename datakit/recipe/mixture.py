@@ -20,6 +20,7 @@ from datakit.recipe.filters import (
 )
 from datakit.recipe.negatives import AdversarialMiner, DenseMiner, Negatives, OtherClusterMiner
 from datakit.recipe.rows import AnyDedup, Mixture, SemanticDedup, Split
+from datakit.recipe.screen import JudgeRelabel
 from datakit.recipe.sources import AnySource, PythonDocsSource, TableSource
 from datakit.recipe.synthesis import AnyEngine, Budget, ClusterSelect, Synthesis, Writing
 
@@ -123,10 +124,13 @@ class Recipe(Model):
             if isinstance(dedup, SemanticDedup):
                 used.append((f"dedup.{number}.encoder", dedup.encoder, self.encoders, "encoders"))
         if self.decontamination and self.decontamination.semantic:
-            name = self.decontamination.semantic.encoder
-            used.append(("decontamination.semantic.encoder", name, self.encoders, "encoders"))
+            encoder = self.decontamination.semantic.encoder
+            used.append(("decontamination.semantic.encoder", encoder, self.encoders, "encoders"))
         if self.negatives and self.negatives.screen:
             used.append(("negatives.screen.encoder", self.negatives.screen.encoder, self.encoders, "encoders"))
+            if isinstance(self.negatives.screen.relabel, JudgeRelabel):
+                engine = self.negatives.screen.relabel.engine
+                used.append(("negatives.screen.relabel.engine", engine, self.engines, "engines"))
         for number, miner in enumerate(self.negatives.miners if self.negatives else []):
             if isinstance(miner, DenseMiner | OtherClusterMiner):
                 used.append((f"negatives.miners.{number}.encoder", miner.encoder, self.encoders, "encoders"))
@@ -138,6 +142,10 @@ class Recipe(Model):
         for name in self.mixture.caps:
             if name not in self.categories:
                 raise ValueError(f"mixture.caps names '{name}', which is no category (there are: {', '.join(self.categories)})")
+        for number, quota in enumerate(self.mixture.quotas):
+            if quota.category is not None and quota.category not in self.categories:
+                known = ", ".join(self.categories)
+                raise ValueError(f"mixture.quotas.{number} names '{quota.category}', which is no category (there are: {known})")
         return self
 
 

@@ -23,7 +23,9 @@ from datakit.schema import text_id
 from datakit.step import Output
 
 
-def relabelled(records: list[dict[str, Any]], cache: Path, workers: int = 1, shards: int = 2, **keys: Any) -> tuple[Output, Output]:
+def relabelled(
+    records: list[dict[str, Any]], cache: Path, workers: int = 1, shards: int = 2, **keys: Any
+) -> tuple[Output, Output]:
     """The outputs of the screen and of relabelling, with the score function in place of a model: see `by_words`."""
     relabel = CrossEncoderRelabel.model_validate({"type": "cross_encoder", "model": "none", "candidates": 12, **keys})
     screen = Screen(encoder="none", margin=None, paraphrase=None, relabel=relabel)
@@ -37,7 +39,9 @@ def relabelled(records: list[dict[str, Any]], cache: Path, workers: int = 1, sha
 
 def by_words(relabel: Any, pairs: Any) -> np.ndarray:
     """A score that a reader can check: the share of the query's words that the text has."""
-    return np.array([len(set(query.split()) & set(text.lower().strip("!").split())) / len(set(query.split())) for query, text in pairs])
+    return np.array(
+        [len(set(query.split()) & set(text.lower().strip("!").split())) / len(set(query.split())) for query, text in pairs]
+    )
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from datakit.encoders.embed import write_index
 from datakit.encoders.vectors import pack, save_array
 from datakit.errors import BuildError
 from datakit.negatives import criteria as module
-from datakit.negatives.mine import mine_step
 from datakit.negatives.criteria import REASONS, Vectors, dots
+from datakit.negatives.mine import mine_step
 from datakit.negatives.screen import screen_step
 from datakit.recipe import Bm25Miner, Encoder, Model, Negatives, Screen
 from datakit.schema import digest, text_id
