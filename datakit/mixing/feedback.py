@@ -103,18 +103,19 @@ def confidence(score: CategoryScore, settings: Feedback) -> float:
 
 def poor(score: CategoryScore, mean: float, scale: float, settings: Feedback) -> float:
     """raise_i, from 0 (the score is the mean, or better) to 1."""
-    return min(1.0, max(0.0, (mean - score.score) / (settings.poor * scale))) if scale else 0.0
+    whole = settings.poor * scale
+    return min(1.0, max(0.0, (mean - score.score) / whole)) if whole else 0.0
 
 
 def plateau(score: CategoryScore, settings: Feedback) -> float:
     """lower_i, from 0 (the score moves, or there are too few to tell) to 1 (it is the same each time)."""
     seen = [*score.history, score.score][-(settings.window + 1) :]
     steps = len(seen) - 1
-    size = sum(map(abs, seen)) / len(seen)
     if steps < min(2, settings.window):
         return 0.0
     moved = max(seen) - min(seen)
-    return max(0.0, 1.0 - moved / (steps * settings.plateau * size)) if size else 1.0
+    allowed = steps * settings.plateau * sum(map(abs, seen)) / len(seen)
+    return max(0.0, 1.0 - moved / allowed) if allowed else float(not moved)
 
 
 def explained(

@@ -15,10 +15,11 @@ from datakit import step, storage
 from datakit.errors import BuildError, UserError
 from datakit.executor.local import LocalExecutor
 from datakit.mixing import mix as module
+from datakit.mixing.draw import languages
 from datakit.mixing.mix import mix_step
 from datakit.progress import QUIET
 from datakit.recipe import Mixture
-from datakit.schema import content_id, digest, rows, text_id
+from datakit.schema import CategoryScore, Evaluation, content_id, digest, rows, text_id
 from datakit.step import Output, Step
 
 
@@ -213,3 +214,140 @@ def test_resume_after_a_stop_at_any_unit_gives_identical_bytes(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             step.run(build, cache, Interrupted(stop), QUIET)
         assert bytes_of(run_step(build, cache)) == bytes_of(whole)
+
+
+# ------------------------------------------------------------------------------------ languages, groups, order, feedback
+
+
+def spoken(category: str, languages: dict[str, int]) -> list[dict]:
+    records, start = [], 0
+    for language, count in languages.items():
+        query, _, positive = language.partition(">")
+        for record in examples({category: count}, start):
+            known = {} if language == "und" else {"language": query, "positive_language": positive or query}
+            records.append(record | known)
+        start += count
+    return records
+
+
+def spoken_of(table: pa.Table) -> Counter[tuple[str, str]]:
+    return Counter(zip(table.column("category").to_pylist(), languages(table).to_pylist(), strict=True))
+
+
+SPOKEN = [
+    *spoken("web", {"en": 300, "de": 60, "und": 40}),
+    *spoken("pairs", {"en>de": 200, "en>sw": 20}),
+    *spoken("one", {"en": 30}),
+]
+
+
+def test_languages_within_a_category_are_drawn_by_their_temperature(tmp_path):
+    mixture = Mixture(temperature=1.0, total=325, language_temperature=1e9)
+    output = run_step(mixed(mixture, tables(SPOKEN, 3)), str(tmp_path))
+    found = spoken_of(read(output.part("train")))
+    assert found == {
+        ("web", "en"): 100, ("web", "de"): 60, ("web", "und"): 40,
+        ("pairs", "en>de"): 90, ("pairs", "en>sw"): 20, ("one", "en"): 15,
+    }  # fmt: skip
+    noted = output.report.notes["categories"]["web"]["languages"]
+    assert noted == {name: {"available": n, "rows": m} for name, n, m in (("de", 60, 60), ("en", 300, 100), ("und", 40, 40))}
+
+
+def test_without_a_language_temperature_rows_are_drawn_as_before(tmp_path):
+    records = examples(COUNTS)
+    for number, record in enumerate(records):
+        record["language"] = "en" if number % 3 else "de"
+    plain = [{key: value for key, value in record.items() if key != "language"} for record in records]
+    drawn = [
+        read(run_step(mixed(Mixture(total=200), tables(each, 2)), str(tmp_path)).shards).column("row_id").to_pylist()
+        for each in (records, plain)
+    ]
+    assert drawn[0] == drawn[1]
+
+
+def test_languages_quotas_repeats_and_feedback_give_the_same_bytes_for_any_order_and_workers(tmp_path):
+    records, held = list(SPOKEN), spoken("web", {"en": 30})[:25]
+    fields = {"temperature": 2.0, "total": 700, "language_temperature": 3.0, "shortfall": "repeat", "batch_groups": "language"}
+    mixture = Mixture(**fields, quotas=[{"category": "pairs", "share": 0.4}])
+    scores = {"web": CategoryScore(score=0.4, rows=90), "one": CategoryScore(score=0.8, rows=90, history=[0.8, 0.8])}
+    found = Evaluation(model="m", build="b", metric="nDCG@10", categories=scores)
+    outputs = []
+    for shards, workers in ((1, 1), (4, 2), (7, 2)):
+        random.Random(shards).shuffle(records)
+        inputs = (rows_step(tables(records, shards), "train"), rows_step(tables(held, 1), "validation"))
+        outputs.append(run_step(mix_step(mixture, 7, 64, inputs, [["pairs"]], found), str(tmp_path), workers))
+    assert bytes_of(outputs[0]) == bytes_of(outputs[1]) == bytes_of(outputs[2])
+    assert read(outputs[0].part("train")).num_rows == 700
+    assert any(entry["epochs"] > 1 for entry in outputs[0].report.notes["categories"].values())
+
+
+def test_feedback_is_part_of_the_key_and_moves_rows(tmp_path):
+    train = tables(examples({"a": 300, "b": 300}), 2)
+    scores = {"a": CategoryScore(score=0.2, rows=5000), "b": CategoryScore(score=0.8, rows=5000)}
+    found = Evaluation(model="m", build="b", metric="nDCG@10", categories=scores)
+    inputs = (rows_step(train, "train"),)
+    plain, moved = mix_step(Mixture(total=200), 7, 64, inputs), mix_step(Mixture(total=200), 7, 64, inputs, (), found)
+    assert plain.key != moved.key
+    output = run_step(moved, str(tmp_path))
+    counts = Counter(read(output.shards).column("category").to_pylist())
+    assert counts["a"] > 125
+    noted = output.report.notes["feedback"]["categories"]["a"]
+    assert noted["rows_before"] == 100
+    assert noted["factor"] > 1.9
+    assert noted["why"] == "below the mean: raised"
+
+
+def test_feedback_that_cannot_change_anything_says_so(tmp_path, caplog):
+    scores = {"a": CategoryScore(score=0.2, rows=5000), "b": CategoryScore(score=0.8, rows=5000)}
+    found = Evaluation(model="m", build="b", metric="x", categories=scores)
+    with caplog.at_level(logging.WARNING):
+        run_step(
+            mix_step(Mixture(), 7, 64, (rows_step(tables(examples({"a": 9, "b": 9}), 1), "train"),), (), found), str(tmp_path)
+        )
+    assert "the evaluation changes nothing here" in caplog.text
+
+
+def test_a_category_that_runs_out_stops_where_the_recipe_says_so(tmp_path):
+    mixture = Mixture(temperature=1e9, total=90, shortfall="stop")
+    with pytest.raises(UserError, match=r"Categories run out with 'max_epochs' 1: 'small' \(20 rows, its share is 30\)"):
+        run_step(mixed(mixture, tables(examples(COUNTS), 1)), str(tmp_path))
+
+
+@pytest.mark.parametrize(("by", "groups"), [("category", {"web", "pairs", "one"}), ("language", None)])
+def test_batch_groups_are_categories_or_categories_and_languages(tmp_path, by, groups):
+    output = run_step(mixed(Mixture(batch_groups=by), tables(SPOKEN, 2), tables(spoken("web", {"fr": 5}), 1)), str(tmp_path))
+    found = set(read(output.part("train")).column("batch_group").to_pylist())
+    assert found == (groups or {"web/en", "web/de", "web/und", "pairs/en>de", "pairs/en>sw", "one/en"})
+    held = set(read(output.part("validation")).column("batch_group").to_pylist())
+    assert held == {"web" if by == "category" else "web/fr"}
+
+
+def test_copies_of_a_row_are_in_different_parts_of_the_order(tmp_path):
+    mixture = Mixture(temperature=1e9, total=2000, max_epochs=100)
+    table = read(run_step(mixed(mixture, tables(examples({"big": 1500, "small": 400}), 2)), str(tmp_path)).shards)
+    places: dict[str, list[int]] = {}
+    for place, (content, category) in enumerate(
+        zip(table.column("content_id").to_pylist(), table.column("category").to_pylist(), strict=True)
+    ):
+        if category == "small":
+            places.setdefault(content, []).append(place)
+    epochs = 1000 / 400
+    assert {len(each) for each in places.values()} == {2, 3}
+    for each in places.values():
+        pieces = [place / 2000 * epochs for place in each]
+        # One copy in each piece of the order; the edges are blurred by what chance gives the other category.
+        assert all(abs(piece - (number + 0.5)) < 0.62 for number, piece in enumerate(pieces))
+    small = sorted(place for each in places.values() for place in each)
+    assert all(abs(place - 2000 * number / 1000) < 120 for number, place in enumerate(small))
+
+
+def test_each_window_of_the_order_has_about_the_proportions_of_the_mixture(tmp_path):
+    counts = {"a": 4000, "b": 2000, "c": 1000, "d": 100}
+    order = read(run_step(mixed(Mixture(), tables(examples(counts), 2), shard_rows=2000), str(tmp_path)).shards)
+    categories = order.column("category").to_pylist()
+    window = 1000
+    for start in range(0, len(categories) - window + 1, window):
+        found = Counter(categories[start : start + window])
+        for name, count in counts.items():
+            share = count / 7100
+            assert abs(found[name] - window * share) < 4 * (window * share * (1 - share)) ** 0.5
