@@ -160,7 +160,9 @@ def test_negatives_of_the_data_come_first_and_are_all_kept(tmp_path):
 def test_difficulty_falls_with_the_rank(tmp_path):
     records = [record("a", "x", "y")] + [record("a", f"q{n}", "x " + "z " * n) for n in range(6)]
     row = next(row for row in read(mined(split(records), tmp_path, depth=5).shards).to_pylist() if row["query"] == "x")
-    assert [item["difficulty"] for item in row["negatives"]] == pytest.approx([1 - math.log(rank) / math.log(8) for rank in (1, 2, 3, 4)])
+    assert [item["difficulty"] for item in row["negatives"]] == pytest.approx(
+        [1 - math.log(rank) / math.log(8) for rank in (1, 2, 3, 4)]
+    )
 
 
 def labelled(count: int = 40, labels: int = 6) -> list[dict[str, Any]]:
