@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from datakit import registry
+from datakit.mixing.planned import quota_members
+from datakit.pipeline import entry
 from datakit.recipe import Recipe
 from datakit.recipe_file import load_model
 
@@ -14,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "mixtures"
 # The other files of the folder are settings of the trainer.
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml") if "\ncategories:" in path.read_text(encoding="utf-8"))
 # The recipes that ask for public sources, and how many of their categories do so at least.
-PUBLIC = {"pretraining.yaml": 20, "finetuning.yaml": 100, "multilingual.yaml": 30, "code.yaml": 10}
+PUBLIC = {"pretraining.yaml": 20, "finetuning.yaml": 100, "multilingual.yaml": 30, "code.yaml": 10, "distillation.yaml": 30}
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +72,20 @@ def test_domain_reads_documents_of_ones_own_only() -> None:
     for key, category in recipe("domain.yaml").categories.items():
         assert category.synthesis is not None, key
         assert all(source.type == "files" for source in category.sources), key
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_quotas_name_kinds_that_the_recipe_has(name: str) -> None:
+    loaded, known = recipe(name), registry.load()
+    entries = {key: entry(key, category, known) for key, category in loaded.categories.items()}
+    assert len(quota_members(loaded.mixture, entries)) == len(loaded.mixture.quotas)
+
+
+def test_distillation_takes_categories_of_the_fine_tuning_stage_and_mines_as_kalm_does() -> None:
+    loaded = recipe("distillation.yaml")
+    assert set(loaded.categories) < set(recipe("finetuning.yaml").categories)
+    assert loaded.negatives is not None
+    assert loaded.negatives.per_query == 7
+    assert all(miner.ranks == (50, 100) for miner in loaded.negatives.miners)
+    assert 1_000_000 <= (loaded.mixture.total or 0) <= 5_000_000
+    assert loaded.mixture.batch_groups == "category"
