@@ -144,8 +144,8 @@ class Recipe(Model):
                 raise ValueError(f"mixture.caps names '{name}', which is no category (there are: {', '.join(self.categories)})")
         for number, quota in enumerate(self.mixture.quotas):
             if quota.category is not None and quota.category not in self.categories:
-                known = ", ".join(self.categories)
-                raise ValueError(f"mixture.quotas.{number} names '{quota.category}', which is no category (there are: {known})")
+                there = ", ".join(self.categories)
+                raise ValueError(f"mixture.quotas.{number} names '{quota.category}', which is no category (there are: {there})")
         return self
 
 
