@@ -5,28 +5,34 @@
 FOLDER holds train/medquad.jsonl (default: the variable DATAKIT_REAL_DATA). The corpus are its different answers, the queries its
 questions; `--passages N` takes a generated corpus of N passages instead, with words in the proportions of the answers. All
 engines get the same texts, the same tokenizer and one thread, and run by turns in one process; times are from the text of the
-queries to the hits. rank-bm25 answers the first `--queries` of a fixed sample only, the others all of it.
+queries to the hits. rank-bm25 answers the first `--queries` of a fixed sample only, the others all of it. Memory is what a
+process of its own grows by while it builds the index: to keep it, and at most.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import bm25s
 import numpy as np
 import polars as pl
+import psutil
 
 from datakit.negatives.bm25 import Hits, Index, build, tokens
 from datakit.recipe import Bm25Miner
 
 K = 100
 SAMPLE = 4000
+PIECE = 32_768
 
 
 def main() -> None:
@@ -40,7 +46,8 @@ def main() -> None:
     if arguments.data is None:
         parser.error("give the folder of real data with --data, or in DATAKIT_REAL_DATA")
     corpus, questions = texts(arguments.data, arguments.passages)
-    report = "\n".join(compare(corpus, questions, arguments.runs, arguments.queries))
+    memory = {name: measured_memory(name, arguments.data, arguments.passages) for name in ("ours", "plain", "rank")}
+    report = "\n".join(compare(corpus, questions, arguments.runs, arguments.queries, memory))
     print(report)
     if arguments.out:
         arguments.out.write_text(report + "\n", encoding="utf-8")
@@ -59,16 +66,41 @@ def texts(data: Path, passages: int) -> tuple[pl.Series, pl.Series]:
     return corpus, questions
 
 
-def compare(corpus: pl.Series, questions: pl.Series, runs: int, few: int) -> list[str]:
+def index(name: str, corpus: pl.Series) -> Any:
+    """The index of an engine; ours in pieces, as the mine step has it."""
+    if name == "plain":
+        plain = bm25s.BM25(method="bm25+", delta=1.0, backend="numba")
+        plain.index(tokens(corpus).to_list(), show_progress=False)
+        return plain
+    return build(corpus, Bm25Miner(type="bm25", engine="bm25s" if name == "ours" else "rank_bm25"), PIECE)
+
+
+def measured_memory(name: str, data: Path, passages: int) -> tuple[float, float]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(grown, (name, data, passages))
+
+
+def grown(name: str, data: Path, passages: int) -> tuple[float, float]:
+    """MB that this process grows by while it builds an index: to keep it, and at most."""
+    corpus, _ = texts(data, passages)
+    # What an engine loads once is no part of its index.
+    index(name, corpus[:100])
+    before = psutil.Process().memory_info().rss
+    kept = index(name, corpus)
+    after, most = psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert kept is not None
+    return (after - before) / 1e6, (most - before) / 1e6
+
+
+def compare(corpus: pl.Series, questions: pl.Series, runs: int, few: int, memory: dict[str, tuple[float, float]]) -> list[str]:
     started = time.perf_counter()
-    ours = build(corpus, Bm25Miner(type="bm25"))
+    ours = index("ours", corpus)
     built = time.perf_counter() - started
     started = time.perf_counter()
-    reference = build(corpus, Bm25Miner(type="bm25", engine="rank_bm25"))
+    reference = index("rank", corpus)
     reference_built = time.perf_counter() - started
     started = time.perf_counter()
-    plain = bm25s.BM25(method="bm25+", delta=1.0, backend="numba")
-    plain.index(tokens(corpus).to_list(), show_progress=False)
+    plain = index("plain", corpus)
     plain_built = time.perf_counter() - started
 
     def retrieve(queries: pl.Series) -> None:
@@ -90,11 +122,27 @@ def compare(corpus: pl.Series, questions: pl.Series, runs: int, few: int) -> lis
         f"{len(corpus):,} passages of {longest:.0f} words on average; {len(questions):,} queries, {few} of them for rank-bm25; "
         f"top {K}; medians of {runs} runs; one thread of {os.cpu_count()} processors.",
         "",
-        "| engine | index, s | first query, s | queries/s | against rank-bm25 | against plain bm25s |",
-        "|---|---|---|---|---|---|",
-        row("datakit (bm25s' scores, own retrieval)", built, first["ours"], rate["ours"], ratios["ours"], against_plain["ours"]),
-        row("bm25s `bm25+`, numba", plain_built, first["plain"], rate["plain"], ratios["plain"], against_plain["plain"]),
-        row("rank-bm25 BM25Plus", reference_built, None, rate["rank"], ratios["rank"], against_plain["rank"]),
+        "| engine | index, s | first query, s | queries/s | against rank-bm25 | against plain bm25s | memory, MB | peak, MB |",
+        "|---|---|---|---|---|---|---|---|",
+        row(
+            "datakit (bm25s' scores, own retrieval)",
+            built,
+            first["ours"],
+            rate["ours"],
+            ratios["ours"],
+            against_plain["ours"],
+            memory["ours"],
+        ),
+        row(
+            "bm25s `bm25+`, numba",
+            plain_built,
+            first["plain"],
+            rate["plain"],
+            ratios["plain"],
+            against_plain["plain"],
+            memory["plain"],
+        ),
+        row("rank-bm25 BM25Plus", reference_built, None, rate["rank"], ratios["rank"], against_plain["rank"], memory["rank"]),
         "",
         f"- Scores: largest relative difference to rank-bm25 {error:.1e} (asked for: 1e-5).",
         f"- Top {K} equal up to ties: {same} of {few} queries.",
@@ -107,9 +155,12 @@ def paired(theirs: list[float], ours: list[float]) -> float:
     return statistics.median(other / one for other, one in zip(theirs, ours, strict=True))
 
 
-def row(name: str, built: float, first: float | None, rate: float, ratio: float, against_plain: float) -> str:
+def row(
+    name: str, built: float, first: float | None, rate: float, ratio: float, against_plain: float, memory: tuple[float, float]
+) -> str:
     shown = "" if first is None else f"{first:.1f}"
-    return f"| {name} | {built:.1f} | {shown} | {rate:,.0f} | {ratio:,.0f} | {against_plain:.2g} |"
+    kept, most = memory
+    return f"| {name} | {built:.1f} | {shown} | {rate:,.0f} | {ratio:,.0f} | {against_plain:.2g} | {kept:,.0f} | {most:,.0f} |"
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -2,8 +2,9 @@
 
     DATAKIT_REAL_DATA=... python benchmarks/language.py [--every 1] [--parts text,pair,tatoeba,switch,speed]
 
-Sentences of `filters/language-id` whose digest is odd: the calibration that datakit carries has seen only the others. Windows of
-2 and 4 words lie at a place drawn by the digest of the sentence. "Right" is the file's own language (`nb.txt` is fastText's `no`).
+Sentences of `filters/language-id` whose digest is odd: the calibration that datakit carries has seen only the others.
+Windows of 2 and 4 words lie at a place drawn by the digest of the sentence.
+"Right" is the file's own language (`nb.txt` is fastText's `no`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,13 @@ from datakit.filters.language_model import lines as clean
 from datakit.filters.language_switch import mixed
 from datakit.recipe import LanguageFilter
 
+# Of Tatoeba's files (ISO 639-3).
+CODES = {
+    "deu": "de", "fra": "fr", "rus": "ru", "jpn": "ja", "cmn": "zh", "ara": "ar", "hin": "hi", "tur": "tr", "spa": "es",
+    "nld": "nl", "ita": "it", "por": "pt", "swe": "sv", "dan": "da", "nob": "no", "fin": "fi", "pol": "pl", "ces": "cs",
+    "kor": "ko", "vie": "vi", "est": "et", "kat": "ka", "swh": "sw", "tel": "te", "tgl": "tl", "ell": "el", "heb": "he",
+    "ukr": "uk", "hun": "hu", "ind": "id",
+}  # fmt: skip
 GROUPS = ("no da sv", "bs hr sr", "id ms", "cs sk")
 PRECISIONS = (0.9, 0.95, 0.97, 0.98, 0.99)
 
@@ -100,7 +109,8 @@ def text_part(sentences: pl.DataFrame, identifier: Identifier, bare: Identifier)
         texts = windows(unknown, count)["text"]
         shares = [f"{(who >= 0.9).mean():.1%}" for who in (plain(texts, bare)[1], ours(texts, identifier)[1])]
         print(
-            f"\nLanguages that the model does not know, {name}: surer than 0.9 of a wrong one: plain {shares[0]}, datakit {shares[1]}"
+            f"\nLanguages that the model does not know, {name}: surer than 0.9 of a wrong one: "
+            f"plain {shares[0]}, datakit {shares[1]}"
         )
 
 
@@ -112,7 +122,7 @@ def per_language(sentences: pl.DataFrame, identifier: Identifier) -> None:
         tags, confidence = ours(texts["text"], identifier)
         right, sure = pl.Series(tags) == texts["language"], pl.Series(confidence) >= 0.9
         frame = texts.select("language").with_columns(right=right, unknown=~sure)
-        parts.append(dict((row[0], f"{row[1]:.0%} ({row[2]:.0%})") for row in frame.group_by("language").mean().iter_rows()))
+        parts.append({code: f"{a:.0%} ({b:.0%})" for code, a, b in frame.group_by("language").mean().iter_rows()})
     print("\n| language | 2 words: right (unknown at 0.9) | 4 words | sentences |\n|---|---|---|---|")
     for code in sorted(parts[0]):
         print(f"| {code} | " + " | ".join(part[code] for part in parts) + " |")
@@ -121,13 +131,11 @@ def per_language(sentences: pl.DataFrame, identifier: Identifier) -> None:
 def pair_part(sentences: pl.DataFrame, identifier: Identifier) -> None:
     known = sentences.filter(pl.col("language").is_in(list(identifier.languages))).sort("language", "number")
     print("\nPairs: a window of words and another sentence of its language, cut to 8 words\n")
-    print(
-        "| texts | right alone | with the other side | coverage at 97% alone | with | wrong at 0.9 alone | with |\n|---|---|---|---|---|---|---|"
-    )
+    print("| texts | right alone | with the other side | coverage at 97% alone | with | wrong at 0.9 alone | with |")
+    print("|---|---|---|---|---|---|---|")
     for count, name in ((2, "2 words"), (4, "4 words")):
         texts = windows(known, count)
         language = texts["language"].to_numpy()
-        following = texts["text"].shift(-1).fill_null("")
         partner = known["text"].to_list()
         rest = {
             code: [text for text, each in zip(partner, known["language"], strict=True) if each == code]
@@ -138,7 +146,6 @@ def pair_part(sentences: pl.DataFrame, identifier: Identifier) -> None:
         for code in language:
             position[code] = position.get(code, 0) + 1
             sides.append(" ".join(rest[code][position[code] % len(rest[code])].split()[:8]))
-        del following
         found: list[tuple[Array, Array]] = []
         for paired in (False, True):
             tags: list[str | None] = []
@@ -155,26 +162,21 @@ def pair_part(sentences: pl.DataFrame, identifier: Identifier) -> None:
             found.append((np.array([tag or "" for tag in tags]) == language, np.concatenate(sure)))
         (alone, first), (both, second) = found
         print(
-            f"| {name} | {alone.mean():.1%} | {both.mean():.1%} | {coverage(alone, first, 0.97):.1%} | {coverage(both, second, 0.97):.1%} | "
-            f"{1 - alone[first >= 0.9].mean():.2%} | {1 - both[second >= 0.9].mean():.2%} |"
+            f"| {name} | {alone.mean():.1%} | {both.mean():.1%} | {coverage(alone, first, 0.97):.1%} | "
+            f"{coverage(both, second, 0.97):.1%} | {1 - alone[first >= 0.9].mean():.2%} | {1 - both[second >= 0.9].mean():.2%} |"
         )
 
 
 def tatoeba_part(folder: Path, identifier: Identifier, bare: Identifier) -> None:
-    print(
-        "\nAnother kind of sentence: Tatoeba, whole\n\n| language | plain | datakit | coverage at 97% plain | datakit |\n|---|---|---|---|---|"
-    )
-    codes = {"deu": "de", "fra": "fr", "rus": "ru", "jpn": "ja", "cmn": "zh", "ara": "ar", "hin": "hi", "tur": "tr", "spa": "es", "nld": "nl",
-             "ita": "it", "por": "pt", "swe": "sv", "dan": "da", "nob": "no", "fin": "fi", "pol": "pl", "ces": "cs", "kor": "ko", "vie": "vi",
-             "est": "et", "kat": "ka", "swh": "sw", "tel": "te", "tgl": "tl", "ell": "el", "heb": "he", "ukr": "uk", "hun": "hu", "ind": "id"}  # fmt: skip
+    print("\nAnother kind of sentence: Tatoeba, whole\n\n| language | plain | datakit | coverage at 97% plain | datakit |")
+    print("|---|---|---|---|---|")
     for file in sorted(folder.rglob("*")):
-        code = codes.get(file.suffix.lstrip("."))
+        code = CODES.get(file.suffix.lstrip("."))
         if code and file.is_file():
             texts = pl.Series([line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()])
             (a, p), (b, q) = plain(texts, bare), ours(texts, identifier)
-            print(
-                f"| {code} | {(a == code).mean():.1%} | {(b == code).mean():.1%} | {coverage(a == code, p, 0.97):.1%} | {coverage(b == code, q, 0.97):.1%} |"
-            )
+            covered = (coverage(a == code, p, 0.97), coverage(b == code, q, 0.97))
+            print(f"| {code} | {(a == code).mean():.1%} | {(b == code).mean():.1%} | {covered[0]:.1%} | {covered[1]:.1%} |")
 
 
 def switch_part(data: Path, sentences: pl.DataFrame, identifier: Identifier) -> None:
@@ -193,7 +195,8 @@ def switch_part(data: Path, sentences: pl.DataFrame, identifier: Identifier) -> 
     seconds = time.process_time() - started
     score = found.confidence
     print(
-        f"\nTurkish-German: {truth.sum():,} mixed, {(~truth).sum():,} in one language ({len(alone):,} of language-id); {len(texts) / seconds:,.0f} texts/s\n"
+        f"\nTurkish-German: {truth.sum():,} mixed, {(~truth).sum():,} in one language ({len(alone):,} of language-id); "
+        f"{len(texts) / seconds:,.0f} texts/s\n"
     )
     print("| score | threshold at 95 % precision | recall |\n|---|---|---|")
     for name, values in (("confidence", score), ("confidence x share", score * found.share), ("share", found.share)):
@@ -213,26 +216,28 @@ def switch_part(data: Path, sentences: pl.DataFrame, identifier: Identifier) -> 
     print(f"\nFalse alarms on {len(others):,} sentences of all languages (0.9, 0.1): {said.mean():.2%}")
 
 
+def timed_runs(texts: pl.Series, identifier: Identifier, bare: Identifier) -> list[Callable[[], object]]:
+    raw = [f"{line}\n" for line in clean(texts)]
+    return [
+        lambda: [bare.predict(line, 1, 0.0, "strict") for line in raw],
+        lambda: [terms(texts.slice(start, 2048), bare) for start in range(0, len(texts), 2048)],
+        lambda: identify(texts, identifier),
+        lambda: (identify(texts, identifier), mixed(texts, identifier)),
+    ]
+
+
 def speed_part(sentences: pl.DataFrame, identifier: Identifier, bare: Identifier) -> None:
-    print(
-        "\n| texts | predict alone, one label, texts/s of one core | + labels and scripts | datakit | with code-switch |\n|---|---|---|---|---|"
-    )
+    print("\n| texts | predict alone, one label, texts/s of one core | + labels and scripts | datakit | with code-switch |")
+    print("|---|---|---|---|---|")
     for count, name in ((4, "4 words"), (8, "8 words"), (0, "sentences")):
         texts = windows(sentences, count)["text"].gather_every(15)
-        raw = [f"{line}\n" for line in clean(texts)]
-        speeds: list[list[float]] = [[], [], [], []]
+        runs = timed_runs(texts, identifier, bare)
+        speeds: list[list[float]] = [[] for _ in runs]
         for _ in range(5):
-            for at, run in enumerate(
-                (
-                    lambda: [bare.predict(line, 1, 0.0, "strict") for line in raw],
-                    lambda: [terms(texts.slice(start, 2048), bare) for start in range(0, len(texts), 2048)],
-                    lambda: identify(texts, identifier),
-                    lambda: (identify(texts, identifier), mixed(texts, identifier)),
-                )
-            ):
+            for run, speed in zip(runs, speeds, strict=True):
                 started = time.process_time()
                 run()
-                speeds[at].append(len(texts) / (time.process_time() - started))
+                speed.append(len(texts) / (time.process_time() - started))
         print(f"| {name} | " + " | ".join(f"{np.median(each):,.0f}" for each in speeds) + " |")
 
 

@@ -111,7 +111,7 @@ def corpora(work: Work, kind: str, outside: Outside | None = None) -> Corpora:
     units, owners = list[_Unit](), list[tuple[str, str, bool, list[str]]]()
     for part in sorted({part_of(shard) for shard in shards}):
         mine = [number for number, shard in enumerate(shards) if part_of(shard) == part]
-        groups = {name: (name,) for name in names if kind != "mixture" or (part, name) in labelled}
+        groups: dict[str, tuple[str, ...]] = {name: (name,) for name in names if kind != "mixture" or (part, name) in labelled}
         if kind == "mixture":
             groups[MIXTURE] = tuple(name for name in names if (part, name) not in labelled)
         for group, members in groups.items():
@@ -133,9 +133,9 @@ def corpora(work: Work, kind: str, outside: Outside | None = None) -> Corpora:
             owners += [(part, group, (part, group) in labelled, list(members))] * found
     results = work.map("corpora", _write, units)
     listed: list[dict[str, Any]] = []
-    for number, ((part, group, is_labelled, members), result) in enumerate(zip(owners, results, strict=True)):
+    for number, ((part, group, is_labelled, of), result) in enumerate(zip(owners, results, strict=True)):
         if not listed or (listed[-1]["part"], listed[-1]["name"]) != (part, group):
-            listed.append({"part": part, "name": group, "labelled": is_labelled, "of": members, "pieces": []})
+            listed.append({"part": part, "name": group, "labelled": is_labelled, "of": of, "pieces": []})
         listed[-1]["pieces"].append([f"corpora/{number:05d}", result["rows"]])
     if outside is not None:
         listed = [*(each for each in listed if each["labelled"]), *_from_outside(work, outside, listed)]

@@ -100,6 +100,10 @@ def said(texts: pl.Series) -> pl.Series:
     return rows.get_column("term").fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
 
 
+# Terms, weights and starts.
+Asked = tuple[Array, Array, Array]
+
+
 @dataclass(frozen=True)
 class Sharing:
     """An index of a corpus: statistics of its terms, which of them are phrases, and pieces of (phrases and words) by text."""
@@ -154,7 +158,7 @@ def _postings(counted: Counted, statistics: Statistics, first: int) -> tuple[Pos
     )
 
 
-def _asked(index: Sharing, queries: pl.Series, positives: pl.Series) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+def _asked(index: Sharing, queries: pl.Series, positives: pl.Series) -> tuple[Asked, Asked]:
     """Terms, weights and starts of the phrases of each query, and of its other words."""
     ids, starts = index.statistics.looked_up(said(queries))
     row = np.repeat(np.arange(len(queries)), np.diff(starts))
@@ -193,7 +197,7 @@ def _of_positives(index: Sharing, positives: pl.Series, rows: Array) -> pl.DataF
         term=index.statistics.vocabulary.get_column("term").gather(frame.get_column("id").cast(pl.UInt32)),
     )
     frame = frame.sort("row", -(pl.col("times") * pl.col("idf")), "id").group_by("row", maintain_order=True).head(_OF_POSITIVE)
-    return frame.select(empty.columns).cast(dict(empty.schema))
+    return frame.select(empty.columns).cast(dict(empty.schema))  # type: ignore[arg-type]
 
 
 def _weighted(frame: pl.DataFrame, queries: int) -> tuple[Array, Array, Array]:

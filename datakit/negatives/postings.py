@@ -87,21 +87,31 @@ def _add_up(
     for query in range(len(term_starts) - 1):
         total[:] = 0
         for i in range(term_starts[query], term_starts[query + 1]):
-            for j in range(starts[terms[i]], starts[terms[i] + 1]):
-                total[documents[j]] += added[j]
+            start, end = starts[terms[i]], starts[terms[i] + 1]
+            which, much = documents[start:end], added[start:end]
+            for j in range(len(which)):
+                # Unsigned, so that no negative index has to be looked for.
+                total[np.uint64(which[j])] += much[j]
         for i in range(excluded_starts[query], excluded_starts[query + 1]):
             if first <= excluded[i] < first + size:
                 total[excluded[i] - first] = 0
-        least = sums[query, 0] if filled[query] == len(found[query]) else 0.0
+        own, values, used = found[query], sums[query], filled[query]
+        least = values[0] if used == len(own) else 0.0
         for document in range(size):
-            if total[document] > 0 and total[document] >= least:
-                filled[query] = _push(found[query], sums[query], filled[query], first + document, total[document])
-                if filled[query] == len(found[query]):
-                    least = sums[query, 0]
+            if total[document] >= least and total[document] > 0:
+                used = _push(own, values, used, first + document, total[document])
+                if used == len(own):
+                    least = values[0]
+        filled[query] = used
 
 
 def share(
-    phrases: Postings, words: Postings, asked: tuple[Array, ...], limits: tuple[float, float], excluded: Excluded, best: Best
+    phrases: Postings,
+    words: Postings,
+    asked: tuple[Array, Array, Array, Array, Array, Array],
+    limits: tuple[float, float],
+    excluded: Excluded,
+    best: Best,
 ) -> None:
     """Adds the documents of a piece that share phrases with the query, and few of its other words.
 
@@ -158,12 +168,14 @@ def _share(
         for i in range(excluded_starts[query], excluded_starts[query + 1]):
             if first <= excluded[i] < first + size:
                 other[excluded[i] - first] = 2.0
+        own, values, used = found[query], sums[query], filled[query]
         for i in range(count):
             document = met[i]
             if shared[document] >= least and other[document] <= most and other[document] < 1:
                 score = shared[document] * (1 - other[document])
-                filled[query] = _push(found[query], sums[query], filled[query], first + document, score)
+                used = _push(own, values, used, first + document, score)
             shared[document] = 0
+        filled[query] = used
 
 
 def nearest(
@@ -191,7 +203,8 @@ def _nearest(
     k = found.shape[1]
     for number in range(len(rows)):
         row = rows[number]
-        least = np.float32(sums[row, 0] - MARGIN) if filled[row] == k else np.float32(-3.0)
+        own, values, used = found[row], sums[row], filled[row]
+        least = np.float32(values[0] - MARGIN) if used == k else np.float32(-3.0)
         for place in range(len(positions)):
             if products[number, place] < least:
                 continue
@@ -208,9 +221,10 @@ def _nearest(
             exact = 0.0
             for i in range(vectors.shape[1]):
                 exact += np.float64(queries[number, i]) * np.float64(vectors[place, i])
-            filled[row] = _push(found[row], sums[row], filled[row], position, exact)
-            if filled[row] == k:
-                least = np.float32(sums[row, 0] - MARGIN)
+            used = _push(own, values, used, position, exact)
+            if used == k:
+                least = np.float32(values[0] - MARGIN)
+        filled[row] = used
 
 
 @compiled

@@ -68,7 +68,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "The lines of the document are no sentences.",
         "{value} of the longer ones end in a full stop, and at least {threshold} is asked for",
     ),
-    "word_length": ("The words are too short or too long for a text.", "{value} characters on average, and the bound is {threshold}"),
+    "word_length": (
+        "The words are too short or too long for a text.",
+        "{value} characters on average, and the bound is {threshold}",
+    ),
     "symbol_ratio": ("The text has too many hashes or ellipses.", "{value} for each word, and {threshold} is allowed"),
     "few_alphabetic_words": (
         "Too few words of the text have a letter.",

@@ -183,9 +183,7 @@ class QualityFilter(Model):
     max_symbol_fraction: float = Field(
         0.3, ge=0, le=1, description="Share of characters that are neither letters, digits nor spaces; not checked for code."
     )
-    boilerplate: list[str] = Field(
-        ["click here", "all rights reserved", "cookie policy"]
-    )
+    boilerplate: list[str] = Field(["click here", "all rights reserved", "cookie policy"])
     prompt_words: list[str] = Field(
         [
             "as an ai",
