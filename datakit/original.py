@@ -216,7 +216,8 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
             continue
         column = table.column(field.name)
         try:
-            columns.append(column.cast(field.type))
+            # A cast of lists of nothing to their own type leaves them broken (pyarrow 26).
+            columns.append(column if column.type == field.type else column.cast(field.type))
         except pa.ArrowException:
             columns.append(pa.array([None if each is None else as_json(each) for each in column.to_pylist()], field.type))
     return pa.table(columns, schema=schema)

@@ -67,7 +67,7 @@ def thresholds(parameters: ToxicityFilter) -> dict[str, float]:
     """The threshold of each label that counts, under the names of Detoxify's `predict`, in their order."""
     given = parameters.thresholds
     if given is None:
-        return {toxicity_detoxify.TOXICITY: parameters.threshold}
+        return {toxicity_detoxify.TOXIC_CLASS: parameters.threshold}
     return dict(sorted((toxicity_detoxify.NAMES.get(label, label), bound) for label, bound in given.items()))
 
 
@@ -79,7 +79,7 @@ def check(parameters: ToxicityFilter) -> None:
             return
         known = toxicity_detoxify.read(str(parameters.checkpoint)).classes
     else:
-        known = [toxicity_detoxify.TOXICITY]
+        known = [toxicity_detoxify.TOXIC_CLASS]
     for label in parameters.thresholds or {}:
         if toxicity_detoxify.NAMES.get(label, label) not in known:
             whose = f"the checkpoint '{parameters.checkpoint}'" if parameters.engine == "detoxify" else "the embedded engine"

@@ -25,9 +25,9 @@ from datakit.recipe import ToxicityFilter
 PACKAGES = ("detoxify", "tokenizers", "torch", "transformers")
 
 # The class that every checkpoint of Detoxify has: "toxic" in those of the first challenge.
-TOXICITY = "toxicity"
+TOXIC_CLASS = "toxicity"
 # Detoxify's own table: names in the checkpoint of `original`, and what its `predict` calls them.
-NAMES = {"toxic": TOXICITY, "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
+NAMES = {"toxic": TOXIC_CLASS, "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
 
 
 def check(parameters: ToxicityFilter) -> None:
@@ -79,8 +79,8 @@ def read(checkpoint: str) -> Checkpoint:
             f"'{checkpoint}' is no checkpoint of Detoxify: {type(error).__name__}: {error}. It needs 'state_dict', and 'config' "
             "with 'arch' and 'dataset'."
         ) from error
-    if TOXICITY not in classes:
-        raise UserError(f"The checkpoint '{checkpoint}' has no class '{TOXICITY}'; it has: {', '.join(classes)}.")
+    if TOXIC_CLASS not in classes:
+        raise UserError(f"The checkpoint '{checkpoint}' has no class '{TOXIC_CLASS}'; it has: {', '.join(classes)}.")
     return Checkpoint(arguments, classes, state)
 
 
@@ -109,7 +109,7 @@ def load(checkpoint: str, config: str) -> Any:
     return detector
 
 
-def score(texts: Sequence[str], parameters: ToxicityFilter, labels: Sequence[str] = (TOXICITY,)) -> Array:
+def score(texts: Sequence[str], parameters: ToxicityFilter, labels: Sequence[str] = (TOXIC_CLASS,)) -> Array:
     """The scores of each text for the labels, (texts, labels): float64, 0 to 1. Batches depend on texts and batch size alone."""
     detector = load(str(parameters.checkpoint), str(parameters.config))
     order = sorted(range(len(texts)), key=lambda each: (len(texts[each]), texts[each], each))

@@ -57,7 +57,7 @@ def check(method: str, frame: pl.DataFrame, result: Any, threshold: float, withi
         assert other["query"] == row["kept_query"]
         assert rank(other) < rank(rows[row["row_id"]]), "the better one survives"
         assert within is None or other[within] == row[within]
-        assert row["similarity"] == pytest.approx(similarity(method, row["query"], other["query"]), abs=1e-12)
+        assert row["similarity"] == pytest.approx(similarity(method, row["query"], other["query"]), abs=1e-7)
         assert row["similarity"] >= threshold
         lost[row["row_id"]] = other["row_id"]
     assert kept | set(lost) == set(rows)
@@ -84,7 +84,6 @@ def test_survivors_hold_what_they_must_in_any_order_and_at_any_higher_threshold(
     assert check(method, shuffled, deduplicated(shuffled, method, threshold, within=within), threshold, within) == lost
     raised = result.at(1.0 if method == "exact" else threshold + 0.05)
     check(method, frame, raised, raised.threshold, within)
-    assert len(raised) >= len(result)
     if method == "semantic":
         # All pairs were compared: nothing that is selected is alike, and a raised threshold is what a new call gives.
         anew = deduplicated(frame, method, threshold + 0.05, within=within)
