@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from datakit import schema
 from datakit.filters import quality, quality_model
-from datakit.filters.quality_train import ORIGINAL, corrupted
+from datakit.filters.quality_train import NOT_SPOILT, corrupted
 from datakit.recipe import QualityFilter, QualityModelFilter
 
 FILTER = QualityFilter(type="quality")
@@ -110,7 +110,7 @@ def model(data: Path, half: str, build: str | None, folder: str) -> None:
             f"| {name} | {int((~poor).sum()):,} | {int(poor.sum()):,} | {auc(poor, -scores):.3f} | {low[~poor].mean():.2%} "
             f"| {(low & poor).sum() / max(low.sum(), 1):.3f} | {low[poor].mean():.3f} | {speed:,.0f} |"
         )
-        for way in sorted(set(labelled.origin.tolist()) - {ORIGINAL}):
+        for way in sorted(set(labelled.origin.tolist()) - {NOT_SPOILT}):
             ways.setdefault(way, Counter())[name] = float(low[labelled.origin == way].mean())  # type: ignore[assignment]
     names = list(clean_sets(data, half))
     print(f"\n| recall of | {' | '.join(names)} |\n|---|{'---|' * len(names)}")

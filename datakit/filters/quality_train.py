@@ -31,7 +31,7 @@ from datakit.opened import Build, open_build
 from datakit.recipe import QualityModelFilter
 from datakit.schema import digest
 
-_ORIGINAL = "original"
+NOT_SPOILT = "original"
 Labels = Literal["judge", "rejected", "corrupted"]
 
 # Ways that spoil the positive, which a class label is not.
@@ -96,7 +96,7 @@ def corrupted(rows: pa.Table, share: float, seed: int, vary: float = 0.0) -> Lab
         pa.concat_tables([rows, copies]),
         np.concatenate([np.zeros(rows.num_rows, bool), np.ones(len(at), bool)]),
         np.concatenate([held, held[at]]),
-        np.array([*[_ORIGINAL] * rows.num_rows, *origins], dtype=object),
+        np.array([*[NOT_SPOILT] * rows.num_rows, *origins], dtype=object),
     )
 
 
