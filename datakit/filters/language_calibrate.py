@@ -1,10 +1,13 @@
 """Makes the calibration of a fastText language model from labelled sentences.
 
-    python -m datakit.filters.language_calibrate SENTENCES --output FOLDER [--model FILE] [--half]
+    python -m datakit.filters.language_calibrate SENTENCES --output FOLDER [--model FILE] [--half] [--torn CODE ...]
 
 SENTENCES is a folder with one text file for each language, named by its code (`de.txt`, one sentence a line). `--half` uses the
 sentences whose digest is even, and leaves the others for a test. A language that the model does not know counts too: whatever
 the model says of it is wrong.
+
+`--torn` names languages whose file has lost its letters beyond ASCII ("habas" for "habías"). Words with such letters are counted
+there as what is left of them, and of the letters themselves nothing is learned.
 
 Each sentence is seen whole and as windows of 1 to 12 words. The telling words are counted on one half of the sentences when the
 weights are fitted on the other, and the other way round, so that words do not look more telling than they are.
@@ -16,7 +19,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +101,14 @@ def _counted() -> re.Pattern[str]:
     return re.compile(re.sub(r"\\p\{(\w+)\}", lambda found: ranges[found.group(1)], COUNTED))
 
 
-def calibrate(sentences: pl.DataFrame, identifier: Identifier) -> tuple[dict[str, Any], dict[str, str]]:
+def calibrate(sentences: pl.DataFrame, identifier: Identifier, torn: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The numbers of confidence.yaml, and the texts of words.tsv and letters.tsv."""
     known = sentences.filter(pl.col("language").is_in(list(identifier.languages)))
     labelled = sorted(known["language"].unique())
     folds = [known.filter((pl.col("number") // 2 % 2) == fold) for fold in (0, 1)]
     parts = []
     for fold in (0, 1):
-        blank = _blank(_counts(folds[1 - fold]), identifier)
+        blank = _blank(_counts(folds[1 - fold], torn), identifier)
         for count in (*WINDOWS, 0):
             seen = windows(sentences.filter((pl.col("number") // 2 % 2) == fold), count)
             # Half of the windows are enough for so few numbers.
@@ -128,18 +131,20 @@ def calibrate(sentences: pl.DataFrame, identifier: Identifier) -> tuple[dict[str
         "prior": {"other": _OTHER, **{code: _rounded(prior[place[code]]) for code in labelled}},
         "offset": {"other": _rounded(other), **{code: _rounded(offset[:, place[code]]) for code in labelled}},
     }
-    return numbers, {name: _tsv(*counts) for name, counts in _counts(known).items()}
+    return numbers, {name: _tsv(*counts) for name, counts in _counts(known, torn).items()}
 
 
 _Counts = tuple[list[str], list[str], Array, Array]
 
 
-def _counts(sentences: pl.DataFrame) -> dict[str, _Counts]:
+def _counts(sentences: pl.DataFrame, torn: Sequence[str]) -> dict[str, _Counts]:
     """Words and letters: (parts, languages, counts (parts, languages), totals (languages,))."""
     clean = sentences.select("language", text=lines(sentences["text"]))
     found = {}
     for name, pattern, most in (("words", WORD, _WORDS), ("letters", LETTER, _LETTERS)):
         parts = clean.select("language", part=pl.col("text").str.extract_all(pattern)).explode("part").drop_nulls()
+        if name == "letters":
+            parts = parts.filter(~pl.col("language").is_in(list(torn)))
         totals = dict(parts.group_by("language").len().sort("language").iter_rows())
         # Scripts without spaces have letters that tell, and no words.
         parts = parts.filter(
@@ -153,6 +158,11 @@ def _counts(sentences: pl.DataFrame) -> dict[str, _Counts]:
         for language, part, count in counts.iter_rows():
             if part in rows:
                 table[rows[part], columns[language]] = count
+        for language in torn if name == "words" else ():
+            said = dict(parts.filter(pl.col("language") == language).group_by("part").len().iter_rows())
+            for part in kept:
+                if not part.isascii():
+                    table[rows[part], columns[language]] = said.get(part.encode("ascii", "ignore").decode(), 0)
         found[name] = (kept, list(totals), table, np.array(list(totals.values()), np.float64))
     return found
 
@@ -266,12 +276,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default=str(LanguageFilter.model_fields["model"].default))
     parser.add_argument("--half", action="store_true", help="use the sentences whose digest is even")
+    parser.add_argument("--torn", nargs="*", default=[], help="languages whose sentences have lost their letters beyond ASCII")
     given = parser.parse_args()
     try:
         sentences = read_sentences(given.sentences)
         if given.half:
             sentences = sentences.filter(pl.col("number") % 2 == 0)
-        numbers, files = calibrate(sentences, load_bare(given.model))
+        numbers, files = calibrate(sentences, load_bare(given.model), given.torn)
         write(given.output, {"model": storage.file_digest(locate(given.model)), **numbers}, files)
     except UserError as error:
         sys.exit(f"{error}")
