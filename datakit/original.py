@@ -174,7 +174,10 @@ def as_table(records: Sequence[dict[str, Any]], kinds: dict[str, pa.DataType]) -
 
 def _array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
     try:
-        return pa.array(values, kind)
+        array = pa.array(values, kind)
+        # Lists that hold both text and bytes become text that need not be UTF-8 (pyarrow 26).
+        array.validate(full=True)
+        return array
     except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeEncodeError):
         return pa.array([None if value is None else as_json(value) for value in values], pa.string())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,11 +45,13 @@ def run_step(step: Step, cache: str, workers: int = 1) -> Output:
     """Runs a step and all that it needs."""
     for needed in (*step.inputs, *step.side):
         run_step(needed, cache, workers)
-    executor = LocalExecutor(workers)
-    try:
-        return run(step, cache, executor, QUIET)[0]
-    finally:
-        executor.close()
+    return run(step, cache, executor(workers), QUIET)[0]
+
+
+@functools.cache
+def executor(workers: int) -> LocalExecutor:
+    """Kept to the end, as its processes take longer to start than most steps take to run."""
+    return LocalExecutor(workers)
 
 
 def read(paths: Sequence[str]) -> pa.Table:

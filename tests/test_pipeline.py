@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,7 @@ import pytest
 import datakit
 from datakit import storage
 from datakit.executor.local import LocalExecutor
+from datakit.filter_file import FilterFile, Rows, filter_file
 from datakit.pipeline import build, plan
 from datakit.progress import Quiet
 from datakit.recipe import Recipe
@@ -52,6 +54,14 @@ negatives:
   miners: [{{type: bm25, depth: 20}}]
   per_query: 4
 mixture: {{temperature: 2.0, total: 300}}
+"""
+
+QUIET_ONLY = """\
+from datakit.filters.user import polars_filter
+
+@polars_filter
+def quiet(rows):
+    return rows["query"].str.to_lowercase() == rows["query"]
 """
 
 NAMES = ["Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald", "Frances", "Ken", "Radia", "Tony"]
@@ -140,25 +150,44 @@ def test_the_number_of_workers_does_not_change_a_byte(tmp_path: Path, data: Path
     assert Path(other.path).name == whole.name
 
 
-def test_two_nodes_of_a_ray_cluster_give_the_same_bytes(tmp_path: Path, data: Path, whole: Path) -> None:
-    pytest.importorskip("ray")
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes with one processor each."""
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        file = recipe_file(tmp_path, data)
-        done = subprocess.run(
-            command("build", str(file), "--executor", "ray", "--address", cluster.address),
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-    finally:
-        cluster.shutdown()
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_two_nodes_of_a_ray_cluster_give_the_same_bytes(tmp_path: Path, data: Path, whole: Path, two_nodes: str) -> None:
+    file = recipe_file(tmp_path, data)
+    done = subprocess.run(
+        command("build", str(file), "--executor", "ray", "--address", two_nodes), check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert published((tmp_path / "datasets" / "small" / "latest").resolve()) == published(whole)
+
+
+def test_a_filter_of_the_users_own_runs_on_ray(tmp_path: Path, two_nodes: str) -> None:
+    from datakit.executor.ray import RayExecutor
+
+    (tmp_path / "mine.py").write_text(QUIET_ONLY)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"query": each, "positive": "x"}) + "\n" for each in ("WHY", "why", "HOW"))
+    )
+    wanted = FilterFile.model_validate({"filters": [{"type": "user", "function": f"{tmp_path}/mine.py:quiet"}]})
+    executor = RayExecutor(1, two_nodes)
+    try:
+        rows = Rows(files=[str(tmp_path / "rows.jsonl")])
+        filtered = filter_file(rows, wanted, str(tmp_path / "out"), str(tmp_path / "cache"), executor, Quiet())
+    finally:
+        executor.close()
+    assert (filtered.rows_in, filtered.kept) == (3, 1)
+    assert pl.read_parquet(tmp_path / "out/rejected.parquet")["reason"].to_list() == ["quiet", "quiet"]
 
 
 def test_kill_at_any_moment_and_restart_gives_the_same_bytes(tmp_path: Path, data: Path, whole: Path) -> None:
@@ -166,7 +195,7 @@ def test_kill_at_any_moment_and_restart_gives_the_same_bytes(tmp_path: Path, dat
     draw = random.Random(int(os.environ.get("DATAKIT_KILL_SEED", "11")))
     started = time.monotonic()
     killed = 0
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(
             command("build", str(file), "--workers", "2"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )

@@ -8,6 +8,7 @@ if the output may differ, then record with `python tests/test_step_sources.py`.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 from pathlib import Path
 
@@ -37,9 +38,10 @@ def file_of(module: str) -> Path | None:
     return None
 
 
-def imports(tree: ast.Module) -> set[str]:
+@functools.cache
+def imports(module: str) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -56,13 +58,19 @@ def closure(module: str) -> list[str]:
         if name in seen or name in INFRASTRUCTURE:
             continue
         seen.add(name)
-        file = file_of(name)
-        assert file is not None
-        todo += imports(ast.parse(file.read_text()))
+        todo += imports(name)
     return sorted(seen)
 
 
-def without_docstrings(tree: ast.Module) -> str:
+def tree_of(module: str) -> ast.Module:
+    file = file_of(module)
+    assert file is not None
+    return ast.parse(file.read_text())
+
+
+@functools.cache
+def without_docstrings(module: str) -> str:
+    tree = tree_of(module)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
@@ -74,9 +82,10 @@ def without_docstrings(tree: ast.Module) -> str:
 def source_digest(module: str) -> str:
     from datakit.schema import digest
 
-    return digest(*(f"{name}\n{without_docstrings(ast.parse(file_of(name).read_text()))}" for name in closure(module)))  # type: ignore[union-attr]
+    return digest(*(f"{name}\n{without_docstrings(name)}" for name in closure(module)))
 
 
+@functools.cache
 def versions() -> dict[str, int]:
     found = {}
     for file in sorted((ROOT / "datakit").rglob("*.py")):

@@ -63,8 +63,8 @@ class EntitiesMiner(Ranked):
 
     Key phrases are names in capitals, and words and identifiers that stand in at most `max_share` of the texts. Score:
     (idf of the shared phrases / idf of all phrases of the query) x (1 - share of the query's other words that the text has).
-    Of 30 examples from MedQuAD, drawn at random and read, 21 were hard negatives, 4 answered the query at least in part (for the
-    screen), and 5 shared a phrase by the way.
+    Of 30 examples from MedQuAD, drawn at random and read, 23 were hard negatives, 3 answered the query in part (for the
+    screen), and 4 shared a phrase by the way.
     """
 
     type: Literal["entities"]

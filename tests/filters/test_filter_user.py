@@ -12,11 +12,9 @@ from stepping import read, rows_step, run_step
 
 from datakit.assets import Assets
 from datakit.errors import UserError
-from datakit.executor.ray import RayExecutor
 from datakit.filters import filter_step
-from datakit.progress import QUIET
 from datakit.recipe import UserFilter
-from datakit.step import Step, run
+from datakit.step import Step
 
 SHOUTING = """
 import polars as pl
@@ -65,18 +63,6 @@ def test_a_module_is_found_in_the_folder_of_the_command(tmp_path: Path, monkeypa
     (package / "__init__.py").write_text("LIMIT = 10")
     plugin(package, SHOUTING.replace("import polars as", "from package_of_mine import LIMIT\nimport polars as"), "inner.py")
     assert len(rejected(tmp_path, "package_of_mine.inner:no_shouting", workers=2)) == 2
-
-
-def test_ray_runs_the_same_function(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    wanted = step(tmp_path, f"{plugin(tmp_path, SHOUTING)}:no_shouting")
-    run_step(wanted.inputs[0], str(tmp_path / "ray"))
-    executor = RayExecutor(1)
-    try:
-        output, _, _ = run(wanted, str(tmp_path / "ray"), executor, QUIET)
-    finally:
-        executor.close()
-    assert output.report.counts.rejected == {"no_shouting": 2}
 
 
 def test_reasons_values_and_the_plain_contract(tmp_path: Path) -> None:
