@@ -263,6 +263,7 @@ class Config(Model):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log_every: int = operational(10, ge=1, description="Steps between two lines of the log.")
+    tensorboard: bool = operational(False, description="Writes the log as TensorBoard events too. Needs datakit[tensorboard].")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
