@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from rich.console import Group
 from rich.table import Table
 
 from datakit.schema import CategoryScore, Evaluation
 from trainer.evaluation.retrieval import METRIC, Result
+
+
+# Results by dimension. JSON files have their keys in the order of letters.
+ByDimension = Annotated[dict[int, Result], AfterValidator(lambda found: dict(sorted(found.items(), reverse=True)))]
 
 
 class Attempt(BaseModel):
@@ -29,7 +33,7 @@ class StageMetrics(BaseModel):
     name: str
     steps: int
     seconds: float | None = None
-    after: dict[int, Result]
+    after: ByDimension
     attempts: list[Attempt] = []
 
 
@@ -43,9 +47,9 @@ class Metrics(BaseModel):
     queries: int
     documents: int
     skipped: int
-    before: dict[int, Result]
+    before: ByDimension
     stages: list[StageMetrics]
-    after: dict[int, Result]  # of the exported model
+    after: ByDimension  # of the exported model
     beside: dict[str, Result]
 
 
