@@ -49,7 +49,8 @@ def save(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        for name, content in zip(_FILES, (trained(model), _packed(optimizers)), strict=True):
+        contents: list[Mapping[str, Tensor]] = [trained(model), _packed(optimizers)]
+        for name, content in zip(_FILES, contents, strict=True):
             save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, scratch / name)
             flush(scratch / name)
         digests = {name: storage.file_digest(str(scratch / name)) for name in _FILES}

@@ -21,16 +21,20 @@ err = console(stderr=True)
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A run file, such as mixtures/quickstart-train.yaml.")]
 BuildPath = Annotated[
-    str | None, typer.Option("--data", "-d", metavar="BUILD", help="A built data set: datasets/NAME/latest, or a version's folder.")
+    str | None,
+    typer.Option("--data", "-d", metavar="BUILD", help="A built data set: datasets/NAME/latest, or a version's folder."),
 ]
 Output = Annotated[
     str | None,
-    typer.Option("--output", "-o", metavar="DIR", help="Folder of the run. Default: models/NAME/VERSION, and models/NAME/latest."),
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="Folder of the run. Default: models/NAME/VERSION, and models/NAME/latest."
+    ),
 ]
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Check config, base and build, tell how much there is to do, try one batch of each stage; write nothing."
+        "--dry-run",
+        help="Check config, base and build, tell how much there is to do, try one batch of each stage; write nothing.",
     ),
 ]
 
@@ -68,7 +72,9 @@ def train(
 
     names = [each.name for each in load_model(config, Config).stages]
     if stage is None and len(names) > 1 and not dry_run:
-        raise UserError(f"'{config}' has {len(names)} stages; give --stage one of: {', '.join(names)}. `trainer run` does them all.")
+        raise UserError(
+            f"'{config}' has {len(names)} stages; give --stage one of: {', '.join(names)}. `trainer run` does them all."
+        )
     _train(config, data, output, dry_run, stage)
 
 

@@ -16,7 +16,7 @@ class Lora(Model):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), through peft; merged into the weights at export."""
 
     rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0, description="The adapters are scaled by alpha / rank.")
+    alpha: int = Field(32, ge=1, description="The adapters are scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] = Field([], description="Names of linear layers, such as q_proj; all linear layers when empty.")
 

@@ -17,8 +17,9 @@ from datakit import storage
 from datakit.errors import BuildError
 from datakit.schema import digest
 from trainer import checkpoint, gradcache
+from trainer.batch import Batch
 from trainer.config import Config, OptimizerConfig, Stage
-from trainer.data import Batch, TrainingRows
+from trainer.data import TrainingRows
 from trainer.evaluation.retrieval import Task, measure
 from trainer.losses import Statistics, Targets, batch_loss
 from trainer.model import Encoder
@@ -87,9 +88,7 @@ def train(job: Job, console: Console) -> int:
             journal.write(step + 1, statistics)
             if (step + 1) % config.checkpoint.every == 0 or step + 1 in (steps, state.best_step):
                 kept = {"state": asdict(state), "scaler": scaler.state_dict()}
-                checkpoint.save(
-                    job.checkpoints, step + 1, job.encoder, optimizers, kept, config.checkpoint.keep, state.best_step
-                )
+                checkpoint.save(job.checkpoints, step + 1, job.encoder, optimizers, kept, config.checkpoint.keep, state.best_step)
             advance(step + 1, statistics)
     return state.best_step or steps if config.export == "best" else steps
 
@@ -125,7 +124,12 @@ def take_step(
     if not math.isfinite(statistics["loss"]) or not (math.isfinite(norm) or overflow):
         stop(step, job, batches, f"the loss is {statistics['loss']} and the norm of the gradient {norm}")
     if diverged(state, stage.training.divergence):
-        stop(step, job, batches, f"the loss has grown to {statistics['loss']:.3g}: the median of the last steps was {state.smallest:.3g}")
+        stop(
+            step,
+            job,
+            batches,
+            f"the loss has grown to {statistics['loss']:.3g}: the median of the last steps was {state.smallest:.3g}",
+        )
     if not overflow:
         statistics["gradient_norm"] = norm
         for optimizer in optimizers:
@@ -138,9 +142,7 @@ def take_step(
     return state, {**counts, "rate": learning_rate, "temperature": state.temperature, **statistics}
 
 
-def backward(
-    batch: Batch, share: float, seed: int, job: Job, temperature: float, scaler: torch.amp.GradScaler
-) -> Statistics:
+def backward(batch: Batch, share: float, seed: int, job: Job, temperature: float, scaler: torch.amp.GradScaler) -> Statistics:
     """Adds the gradient of a batch's loss, times `share`. Each different text of it is encoded once."""
     stage, encoder = job.stage, job.encoder
     tokens = encoder.tokenize(batch.queries + batch.documents, stage.data.max_length)

@@ -123,7 +123,7 @@ class LogPartition(torch.autograd.Function):
         return (shift / temperature + total.log())[:, 0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         shares, total = ctx.saved_tensors
         factor = gradient[:, None] / ctx.temperature / total.clamp(min=torch.finfo(total.dtype).tiny)
         return shares * factor, None, None

@@ -55,7 +55,8 @@ def in_blocks(
     be had once, and has no derivative of its own.
     """
     statistics: dict[str, Tensor] = {}
-    loss = _InBlocks.apply(queries, documents, positive, own, dimensions, rows, other_queries, statistics)  # type: ignore[no-untyped-call]
+    run: Callable[..., Tensor] = _InBlocks.apply
+    loss = run(queries, documents, positive, own, dimensions, rows, other_queries, statistics)
     return loss, statistics
 
 
@@ -88,14 +89,16 @@ class _InBlocks(torch.autograd.Function):
             count = len(dimensions)
             parts = [leaves[3 + count * number : 3 + count * (number + 1)] for number in range(len(cosines))]
             with torch.enable_grad():
-                found, sums = rows(Block(at, dimensions, *leaves[:3], *parts))
+                vectors = leaves[0], leaves[1], leaves[2]
+                found, sums = rows(Block(at, dimensions, *vectors, *parts))
             total += found.detach()
             for name, value in sums.items():
                 statistics[name] = statistics.get(name, 0.0) + value.detach() / len(queries)
             if not wanted:
                 continue
             gradients = torch.autograd.grad(found, leaves, allow_unused=True)
-            for gradient, side, where in zip(gradients[:3], (q, d, d), (at, places, mined), strict=True):
+            begun: list[tuple[Side, Where]] = [(q, at), (d, places), (d, mined)]
+            for gradient, (side, where) in zip(gradients[:3], begun, strict=True):
                 if gradient is not None:
                     put(side.gradient, where, gradient)
             for number, each in enumerate(cosines):
@@ -105,7 +108,7 @@ class _InBlocks(torch.autograd.Function):
         return total / len(queries)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         q, d = ctx.saved_tensors
         return (q * scale, d * scale, *[None] * 6)

@@ -72,10 +72,10 @@ def tensorboard(folder: str | None, done: int) -> Iterator[Advance]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra("tensorboard: true", "tensorboard", "tensorboard") from error
-    with SummaryWriter(folder, purge_step=done + 1) as writer:  # type: ignore[no-untyped-call]
+    with SummaryWriter(folder, purge_step=done + 1) as writer:
 
         def write(step: int, values: dict[str, float]) -> None:
             for name, value in values.items():
-                writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+                writer.add_scalar(name, value, step)
 
         yield write

@@ -12,7 +12,6 @@ from rich.table import Table
 from datakit.schema import CategoryScore, Evaluation
 from trainer.evaluation.retrieval import METRIC, Result
 
-
 # Results by dimension. JSON files have their keys in the order of letters.
 ByDimension = Annotated[dict[int, Result], AfterValidator(lambda found: dict(sorted(found.items(), reverse=True)))]
 

@@ -57,9 +57,11 @@ def stage_builds(config: Config, build: Build) -> dict[str, Build]:
 def open_run(config: Config, build: Build, output: str | None) -> Run:
     """The run's folder: `output`, or `<config.output>/<name>/<version>`, so that another config or build has another folder.
 
-    A stage that has not begun may still be changed in a folder that is there. Raises UserError where `output` holds something else.
+    A stage that has not begun may still be changed. Raises UserError where `output` holds something else.
     """
-    names = [attempt_name(stage, 1 + each) for stage in config.stages for each in range(1 + (stage.gate.repeats if stage.gate else 0))]
+    names = [
+        attempt_name(stage, 1 + each) for stage in config.stages for each in range(1 + (stage.gate.repeats if stage.gate else 0))
+    ]
     if taken := sorted(name for name in {*names} if name in _OURS or names.count(name) > 1):
         raise UserError(f"Two things of the run would have the name '{taken[0]}'. Give the stage of that name another one.")
     builds = stage_builds(config, build)

@@ -81,9 +81,7 @@ def finished(run: Run, stage: Stage) -> bool:
     return bool(found) and decide(stage.gate, found) == "go on"
 
 
-def attempt(
-    run: Run, stage: Stage, number: int, start: Path | None, previous: Outcome | None, console: Console
-) -> Outcome:
+def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: Outcome | None, console: Console) -> Outcome:
     """An attempt (from 1) at a stage, from the weights of the checkpoint `start`, else the base's; each at a lower rate."""
     config, folder = run.config, run.path(attempt_name(stage, number))
     path = os.path.join(folder, "metrics.json")
@@ -117,7 +115,8 @@ def attempt(
         after=retrieval.measure(encoder, task, dimensions),
     )
     build = run.builds[stage.name].version
-    export(encoder, os.path.join(folder, "model"), rows.prompts(encoder), run.title, build, dimensions)
+    scores = {dimension: each.score for dimension, each in outcome.after.items()}
+    export(encoder, os.path.join(folder, "model"), rows.prompts(encoder), run.title, build, dimensions, scores)
     storage.write_json(path, outcome.model_dump(mode="json"))
     return outcome
 
@@ -158,7 +157,7 @@ def size(job: loop.Job) -> str:
 def seconds(path: str) -> float:
     """What the steps in a log took together, however often they were interrupted."""
     lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    return round(sum(line["tokens"] / line["tokens_per_second"] for line in lines), 1)
+    return round(float(sum(line["tokens"] / line["tokens_per_second"] for line in lines)), 1)
 
 
 def stopped(run: Run, stage: Stage, outcome: Outcome) -> str:

@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,7 @@ class Teacher:
     """
 
     name: str
+    kind: Literal["embeddings", "scores"]
     keys: np.ndarray  # [n] ascending
     blocks: list[np.ndarray]  # float32 [size, d], the last one shorter; mapped files
     size: int
@@ -72,7 +73,7 @@ class Teacher:
                 left = (len(items) - start - len(part)) / rate
                 log.info("teacher: %d of %d, %.0f/s, %.0f s left", start + len(part), len(items), rate, left)
             blocks.append(np.load(path, mmap_mode="r"))
-        return cls(str(config.teacher), items, blocks, size)
+        return cls(str(config.teacher), config.kind, items, blocks, size)
 
     def vectors(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of the queries [B, d] and of the documents [N, d] of a batch, of norm 1."""
@@ -173,8 +174,8 @@ def load(config: Distillation) -> Any:
     if config.kind == "embeddings" and os.path.exists(path) and not os.path.isfile(os.path.join(path, "modules.json")):
         # sentence-transformers would guess how to pool.
         raise UserError(
-            f"The teacher '{config.teacher}' holds no modules.json. Give a folder that sentence-transformers has saved, a name on "
-            "the hub, or package:NAME/inner/path."
+            f"The teacher '{config.teacher}' holds no modules.json. Give a folder that sentence-transformers has saved, "
+            "a name on the hub, or package:NAME/inner/path."
         )
     loader: Any = SentenceTransformer if config.kind == "embeddings" else CrossEncoder
     try:

@@ -13,7 +13,6 @@ from torch import nn
 from datakit.errors import BuildError
 from trainer import checkpoint
 
-
 Optimizers = list[torch.optim.Optimizer]
 
 

@@ -21,7 +21,7 @@ class Pairs:
 def load_pairs(files: Sequence[str]) -> Pairs | None:
     """The rows of Parquet files that have a score and both texts; None where there are fewer than two."""
     columns = ["query", "positive", "instruction", "document_instruction", "score"]
-    frame = pl.scan_parquet(files).select(columns).filter(pl.col("score").is_not_null()).collect()
+    frame = pl.scan_parquet(list(files)).select(columns).filter(pl.col("score").is_not_null()).collect()
     frame = frame.filter((pl.col("query") != "") & (pl.col("positive") != ""))
     if len(frame) < 2:
         return None
