@@ -2,8 +2,8 @@
 
     python benchmarks/loss_cost.py [--rows 2048] [--negatives 8] [--runs 3]
 
-Random vectors of 576 dimensions; N = rows x (1 + negatives) documents. Each side is a process of its own; in each run they take turns.
-Seconds are medians over the runs; memory is the peak resident size less that before the loss (vectors and masks are there already).
+Random vectors of 576 dimensions; N = rows x (1 + negatives) documents. Each side is a process of its own; in each run they take
+turns. Seconds are medians over the runs; memory is the peak resident size less that before the loss, when vectors and masks are there.
 "plain torch" is one matrix of cosines, log-softmax and autograd; "a product for each prefix" repeats it for each dimension, as
 sentence-transformers' MatryoshkaLoss does.
 """
@@ -77,7 +77,8 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(arguments.runs):
         for side, results in found.items():
-            command = [sys.executable, __file__, "--side", side, "--rows", str(arguments.rows), "--negatives", str(arguments.negatives)]
+            sizes = ["--rows", str(arguments.rows), "--negatives", str(arguments.negatives)]
+            command = [sys.executable, __file__, "--side", side, *sizes]
             results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     first = next(iter(found))
     base = {name: statistics.median(each[name] for each in found[first]) for name in ("seconds", "memory")}
