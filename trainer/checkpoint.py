@@ -1,7 +1,8 @@
 """Checkpoints: whole or not there at all, checked when they are read, exact.
 
 A checkpoint is a folder `step-NNNNNNN` with `model.safetensors` (the parameters that are trained), `optimizer.safetensors` and
-`state.json` with the digests of both. It is written beside its place and renamed. Nothing in it is pickled.
+`state.json` (the rest of what the next step needs, and the digests of both). It is written beside its place and renamed. Nothing
+in it is pickled.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from datakit import storage
+from datakit.errors import BuildError
 
 log = logging.getLogger(__name__)
 
@@ -27,32 +30,46 @@ _NAME = re.compile(r"step-(\d{7,})")
 _FILES = ("model.safetensors", "optimizer.safetensors")
 
 
-def save(folder: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
-    """Writes the state after `step` steps, then removes all but the newest `keep`. Raises storage.failure's errors."""
+def save(
+    folder: str,
+    step: int,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    state: Mapping[str, Any],
+    keep: int,
+    best: int | None,
+) -> None:
+    """Writes what there is after `step` steps. `state` is any JSON.
+
+    Then removes the checkpoints before it, all but the newest `keep` and the one of step `best`. Raises storage.failure's errors.
+    """
     os.makedirs(folder, exist_ok=True)
-    target = Path(folder) / f"step-{step:07d}"
-    scratch = Path(folder) / f"step-{step:07d}.tmp"
+    target = place(folder, step)
+    scratch = target.with_suffix(".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    state = optimizer.state_dict()["state"]
-    tensors = (
-        {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad},
-        {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()},
-    )
     try:
-        for name, content in zip(_FILES, tensors, strict=True):
-            save_file({key: value.cpu().contiguous() for key, value in content.items()}, scratch / name)
+        contents: list[Mapping[str, Tensor]] = [trained(model), _packed(optimizers)]
+        for name, content in zip(_FILES, contents, strict=True):
+            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, scratch / name)
             flush(scratch / name)
         digests = {name: storage.file_digest(str(scratch / name)) for name in _FILES}
-        storage.write_json(str(scratch / "state.json"), {"step": step, "threads": torch.get_num_threads(), "digests": digests})
+        rest = {"step": step, "threads": torch.get_num_threads(), "digests": digests, "state": state}
+        storage.write_json(str(scratch / "state.json"), rest)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(scratch, target)
         flush(Path(folder))
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise failure(error, str(target)) from error
-    for _, old in steps(folder)[keep:]:
-        shutil.rmtree(old)
+    # Those after it are damaged, or this step would not be done again: they are no reason to remove a whole one.
+    for number, old in [(number, path) for number, path in steps(folder) if number <= step][keep:]:
+        if number != best:
+            shutil.rmtree(old)
+
+
+def place(folder: str, step: int) -> Path:
+    return Path(folder) / f"step-{step:07d}"
 
 
 def failure(error: Exception, path: str) -> Exception:
@@ -70,8 +87,8 @@ def steps(folder: str) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def restore(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Puts the newest whole checkpoint into model and optimizer, and returns its step; 0 where there is none.
+def restore(folder: str, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, dict[str, Any]]:
+    """Puts the newest whole checkpoint into model and optimizers, and returns its step and state; (0, {}) where there is none.
 
     A damaged one is named in the log and the one before is taken. The weights that come out in the end are the same: the steps
     in between are done again.
@@ -82,26 +99,64 @@ def restore(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         if (wrong := damage(path)) is not None:
             log.warning("The checkpoint '%s' is damaged (%s). It is left out, and the one before it is taken.", path, wrong)
             continue
-        weights = load_file(path / _FILES[0])
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        if set(weights) != set(trained):
+        if not _put(load_file(path / _FILES[0]), model):
             log.warning("The checkpoint '%s' holds other parameters than this model has. It is left out.", path)
             continue
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(weights[name])
-        values: dict[int, dict[str, Any]] = {}
-        for key, value in load_file(path / _FILES[1]).items():
-            number, _, name = key.partition(".")
-            values.setdefault(int(number), {})[name] = value
-        optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
-        threads = storage.read_json(str(path / "state.json"))["threads"]
-        if threads != torch.get_num_threads():
+        _unpack(load_file(path / _FILES[1]), optimizers)
+        rest = storage.read_json(str(path / "state.json"))
+        if (threads := rest["threads"]) != torch.get_num_threads():
             log.warning(
                 "Resumed with %d threads after %d: the last bits of the weights may differ.", torch.get_num_threads(), threads
             )
-        return step
-    return 0
+        return step, rest["state"]
+    return 0, {}
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Puts the weights of one checkpoint into a model. Raises BuildError where they are damaged, or another model's."""
+    wrong = damage(path)
+    if wrong is None and not _put(load_file(path / _FILES[0]), model):
+        wrong = "it holds other parameters than this model has"
+    if wrong is not None:
+        raise BuildError(
+            f"The checkpoint '{path}', which is needed to go on, is damaged ({wrong}). Move '{path.parents[1]}' away: "
+            "the same command then trains that stage again."
+        )
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def _put(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Copies weights into the trained parameters; False, and nothing changed, where they are not the same ones."""
+    parameters = trained(model)
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in parameters.items()}:
+        return False
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+    return True
+
+
+def _packed(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The state of optimizers as tensors with names. SparseAdam counts its steps in a plain number, AdamW in a float tensor."""
+    return {
+        f"{which}.{number}.{name}": torch.as_tensor(value)
+        for which, optimizer in enumerate(optimizers)
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _unpack(tensors: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
+    for key, value in tensors.items():
+        which, number, name = key.split(".", 2)
+        plain = value.item() if value.ndim == 0 and value.dtype == torch.int64 else value
+        states[int(which)].setdefault(int(number), {})[name] = plain
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def damage(path: Path) -> str | None:

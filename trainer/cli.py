@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from datakit.errors import run_command_line
+from datakit.errors import UserError, run_command_line
 from datakit.terminal import console, set_up_logging
 
 app = typer.Typer(
@@ -19,47 +19,91 @@ app = typer.Typer(
 out = console()
 err = console(stderr=True)
 
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A run file, such as mixtures/quickstart-train.yaml.")]
 BuildPath = Annotated[
-    str, typer.Option("--data", "-d", metavar="BUILD", help="A built data set: datasets/NAME/latest, or a version's folder.")
+    str | None,
+    typer.Option("--data", "-d", metavar="BUILD", help="A built data set: datasets/NAME/latest, or a version's folder."),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="Folder of the run. Default: models/NAME/VERSION, and models/NAME/latest."
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check config, base and build, tell how much there is to do, try one batch of each stage; write nothing.",
+    ),
 ]
 
 
 @app.command()
-def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A training file, such as mixtures/quickstart-train.yaml.")],
-    data: BuildPath,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder of the run. Default: models/NAME/VERSION, and models/NAME/latest."
-        ),
-    ] = None,
-) -> None:
-    """Train an embedding model on a build, and measure it before and after.
+def run(config: ConfigPath, data: BuildPath = None, output: Output = None, dry_run: DryRun = False) -> None:
+    """Train an embedding model on a build, stage after stage, and measure it before and after each.
 
-    The same command goes on where a run was stopped. Of a finished run it only shows the result.
+    A stage that does not pass its gate is repeated, or ends the run.
+    The same command goes on where a run was stopped.
 
-    DIR/model            the model, as sentence-transformers opens it
+    DIR/model            the model of the last stage that was passed, as sentence-transformers opens it
     DIR/metrics.json     every number of the tables
+    DIR/report.html      curves and tables
     DIR/evaluation.json  the score of each category, for a next build
-    DIR/log.jsonl        one line for each step
+    DIR/STAGE/           log.jsonl with one line for each step, checkpoints, and the model of each stage
     """
+    _train(config, data, output, dry_run, None)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    data: BuildPath = None,
+    stage: Annotated[str | None, typer.Option("--stage", "-s", metavar="NAME", help="Needed where there are several.")] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train one stage of a run. The stages before it must be finished in the same folder.
+
+    All else is as with [bold]trainer run[/bold].
+    """
+    from datakit.recipe_file import load_model
+    from trainer.config import Config
+
+    names = [each.name for each in load_model(config, Config).stages]
+    if stage is None and len(names) > 1 and not dry_run:
+        raise UserError(
+            f"'{config}' has {len(names)} stages; give --stage one of: {', '.join(names)}. `trainer run` does them all."
+        )
+    _train(config, data, output, dry_run, stage)
+
+
+def _train(config: str, data: str | None, output: str | None, dry_run: bool, stage: str | None) -> None:
     from datakit.opened import open_build
     from datakit.recipe_file import load_model
     from trainer.config import Config
 
     loaded = load_model(config, Config)
-    build = open_build(data)
-    from trainer.loop import train as run_training
+    build = open_build(data) if data is not None else None
+    if dry_run:
+        from trainer.dryrun import check
+
+        for line in check(loaded, build, stage):
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
+        return
+    if build is None:
+        raise UserError("--data is missing: the build to train on, such as --data datasets/NAME/latest.")
     from trainer.report import tables
+    from trainer.stages import do
 
     try:
-        run, metrics = run_training(loaded, build, output, err)
+        done, metrics = do(loaded, build, output, err, stage)
     except KeyboardInterrupt:
         err.print("Interrupted. The same command goes on from the last checkpoint.")
         raise
     out.print(tables(metrics))
-    out.print(f"Trained {run.path('model')}", soft_wrap=True, highlight=False)
+    for name in ("report.html", "model"):
+        out.print(done.path(name), soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -67,7 +111,7 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A sentence-transformers model: a folder, a name, or package:NAME/path.")
     ],
-    data: BuildPath,
+    data: Annotated[str, typer.Option("--data", "-d", metavar="BUILD", help="A built data set.")],
     dimensions: Annotated[
         list[int] | None, typer.Option("--dimension", help="Cut vectors to so many dimensions; may be repeated.")
     ] = None,
@@ -90,7 +134,10 @@ def evaluate(
 
 @app.callback()
 def settings(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False) -> None:
-    """A lean trainer of text-embedding models."""
+    """A lean trainer of text-embedding models: run files say what, builds of datakit are the data.
+
+    [bold]trainer run CONFIG --data BUILD --dry-run[/bold] checks everything first; without [bold]--dry-run[/bold] it trains.
+    """
     set_up_logging(err, ("trainer", "datakit"), verbose)
 
 

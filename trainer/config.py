@@ -1,4 +1,7 @@
-"""The pydantic model of a training file, and nothing else. Unknown keys are refused; errors name file, line and key."""
+"""The pydantic models of a run file, and nothing else. Unknown keys are refused; errors name file, line and key.
+
+A run has one model and one or more stages; a stage has its data, its loss, its optimizer, its length and its gate.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,33 @@ from pydantic import Field, field_validator, model_validator
 from datakit.recipe import Model, Path, operational
 
 
+class Lora(Model):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), through peft; merged into the weights at export."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1, description="The adapters are scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] = Field([], description="Names of linear layers, such as q_proj; all linear layers when empty.")
+
+
 class ModelConfig(Model):
     """The base, and how a text becomes a vector."""
 
-    base: Path = Field(description="A decoder of transformers: a name on the hub, a folder, or package:NAME/inner/path.")
+    base: Path = Field(description="A model of transformers: a name on the hub, a folder, or package:NAME/inner/path.")
     gguf: str | None = Field(None, description="The GGUF file inside the base.")
     revision: str | None = Field(None, description="Revision on the hub.")
     layers: int | None = Field(None, ge=1, description="Keep the first so many layers; all when absent.")
     bidirectional: bool = Field(True, description="Every token sees every other. Checked when the base is loaded.")
-    pooling: Literal["mean"] = "mean"
+    pooling: Literal["mean", "last", "cls", "weighted"] = Field(
+        "mean", description="mean; last or first (cls) token; weighted: the mean with weights 1, 2, 3, ... (SGPT)."
+    )
+    pool_instruction: bool = Field(True, description="Whether the tokens of the instruction count in the pooling.")
+    projection: int | None = Field(None, ge=1, description="Dimension of a linear layer after the pooling; none when absent.")
     max_length: int = Field(512, ge=2, description="Texts are cut to so many tokens, instruction included.")
-    train_embeddings: bool = Field(True, description="False leaves the token embeddings of the base as they are.")
+    embeddings: Literal["trained", "frozen", "sparse"] = Field(
+        "trained", description="Token embeddings: sparse updates only the rows of tokens that a step has seen (lazy Adam)."
+    )
+    lora: Lora | None = None
     query_prefix: str = Field(
         "Instruct: {instruction}\nQuery: ", description="Before a query that has an instruction; '' for none."
     )
@@ -39,20 +58,110 @@ class ModelConfig(Model):
         return value
 
 
+class Curriculum(Model):
+    """Which mined negatives are drawn: those whose difficulty is nearest to one that moves from `start` to `end`."""
+
+    start: float = Field(0.2, ge=0, le=1)
+    end: float = Field(0.9, ge=0, le=1)
+    until: float = Field(0.7, gt=0, le=1, description="Part of the stage's steps after which `end` is reached.")
+
+
 class DataConfig(Model):
     """How rows of a build become batches."""
 
+    build: Path | None = Field(None, description="The build of this stage; the one of the command line when absent.")
     batch_size: int = Field(64, ge=2, description="Rows of one batch. They share a batch_group, and are each other's negatives.")
     negatives: int = Field(1, ge=0, description="Mined negatives of a row, drawn anew in each epoch.")
+    curriculum: Curriculum | None = Field(None, description="Mined negatives are drawn alike when absent.")
     max_length: int | None = Field(None, ge=2, description="Tokens of a text while training; the model's max_length when absent.")
 
 
+class Annealing(Model):
+    """The temperature is multiplied by `factor` when the dev metric, which does not depend on it, reaches a plateau."""
+
+    factor: float = Field(0.8, gt=0, lt=1)
+    floor: float = Field(0.01, gt=0, description="The temperature does not go below this.")
+    patience: int = Field(2, ge=1, description="Measurements in a row that are no better than the best one by min_gain.")
+    min_gain: float = Field(0.001, ge=0, description="What counts as better, in nDCG@10.")
+
+
+class Focal(Model):
+    """Rows weigh alpha (1 - p)^gamma, p the probability of the positive (Lin et al. 2017, arXiv 1708.02002, eq. 5)."""
+
+    gamma: float = Field(0.5, ge=0, description="KaLM-Embedding-V2 is near 0.5; the brief gives 2.")
+    alpha: float = Field(1.0, gt=0, description="A scale, as each row has one positive. The brief gives 0.25.")
+    detach: bool = Field(True, description="Whether the weight is a constant for the gradient.")
+
+
+class Mixing(Model):
+    """More negatives for a row, mixed from its own mined ones and brought back to length 1 (arXiv 2506.20923, section 3)."""
+
+    pairs: int = Field(1, ge=0, description="lambda a + (1 - lambda) b of two drawn ones, lambda from Beta(beta, beta).")
+    lists: int = Field(1, ge=0, description="0 or more sums over all of them, weighted by the softmax of their similarities.")
+    beta: float = Field(2.0, gt=0)
+
+
+class Distillation(Model):
+    """KL(teacher || student) over a row's documents (the brief, IV stage 3). Computed once for each text, and kept in the run."""
+
+    teacher: Path = Field(description="A sentence-transformers model: a name, a folder, or package:NAME/inner/path.")
+    kind: Literal["embeddings", "scores"] = Field(
+        "embeddings", description="embeddings: cosines of an encoder. scores: a cross-encoder, on the row's own documents."
+    )
+    weight: float = Field(1.0, gt=0)
+    teacher_temperature: float = Field(0.05, gt=0)
+    student_temperature: float = Field(0.05, gt=0)
+    documents: Literal["batch", "own"] = Field(
+        "batch", description="batch: all documents in the row's denominator. own: its positive and its mined negatives."
+    )
+
+    @model_validator(mode="after")
+    def _scores_are_own(self) -> Self:
+        if self.kind == "scores" and self.documents != "own":
+            raise ValueError("kind scores reads each pair, so only documents: own can be had; found documents: batch")
+        return self
+
+
+class Similarity(Model):
+    """The loss of rows with a graded score; such rows are left out when it is absent."""
+
+    kind: Literal["cosent", "mse"] = Field(
+        "cosent",
+        description="cosent: log(1 + sum of exp(scale (cosine of a less similar - of a more similar pair))). mse: of cosines.",
+    )
+    weight: float = Field(1.0, gt=0)
+    scale: float = Field(20.0, gt=0, description="Of cosent.")
+
+
+class Triangle(Model):
+    """max(0, d(a, c) - d(a, b) - d(b, c) + epsilon) over query a, positive b, mined negative c (the brief, V)."""
+
+    weight: float = Field(0.1, gt=0)
+    epsilon: float = Field(0.0, ge=0)
+    distance: Literal["cosine", "euclidean", "angular"] = Field(
+        "cosine", description="1 - cosine is no metric; with the two others and epsilon 0 the loss is 0 always."
+    )
+
+
 class LossConfig(Model):
-    """InfoNCE over in-batch and mined negatives, at each dimension."""
+    """Contrastive, distilled and graded losses, each at every Matryoshka dimension."""
 
     temperature: float = Field(0.05, gt=0)
+    annealing: Annealing | None = Field(None, description="Needs evaluation.every.")
     dimensions: list[int] = Field([], description="Matryoshka dimensions; the whole vector when empty.")
     weights: list[float] = Field([], description="Weight of each dimension; alike when empty. The loss is their weighted mean.")
+    contrastive: float = Field(1.0, ge=0, description="Weight of InfoNCE; 0 for distillation alone.")
+    form: Literal["documents", "qwen3"] = Field(
+        "documents", description="qwen3 adds other queries, and documents seen from the positive, to the denominator."
+    )
+    false_negative_margin: float | None = Field(
+        None, ge=0, description="In-batch texts nearer than the positive by more than this are left out (Qwen3: 0.1)."
+    )
+    focal: Focal | None = None
+    mixing: Mixing | None = None
+    distillation: Distillation | None = None
+    similarity: Similarity | None = None
+    triangle: Triangle | None = None
 
     @model_validator(mode="after")
     def _matching(self) -> Self:
@@ -62,6 +171,8 @@ class LossConfig(Model):
             raise ValueError(f"weights has {len(self.weights)} values for {len(self.dimensions)} dimensions; give one for each")
         if any(weight < 0 for weight in self.weights) or (self.weights and sum(self.weights) == 0):
             raise ValueError(f"weights are {self.weights}; allowed: numbers from 0, not all of them 0")
+        if self.contrastive == 0 and self.distillation is None:
+            raise ValueError("contrastive is 0 and there is no distillation; one of the two is needed")
         return self
 
 
@@ -77,12 +188,22 @@ class OptimizerConfig(Model):
 
 
 class TrainingConfig(Model):
-    """How long, and in which numbers."""
+    """How long, in which numbers, and what is computed twice to save memory."""
 
     steps: int | None = Field(None, ge=1)
     epochs: int | None = Field(None, ge=1)
     accumulate: int = Field(1, ge=1, description="Batches of one step. Each has its own in-batch negatives only.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where it is faster.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 autocast where it is faster. Similarities are float32 always."
+    )
+    gradient_cache: bool = Field(
+        False, description="Memory of one chunk, whatever the batch size (Gao et al. 2021, arXiv 2101.06983)."
+    )
+    activation_checkpointing: bool = Field(False, description="Keeps each layer's input only, and computes the rest again.")
+    chunk_tokens: int | None = Field(None, ge=1, description="Padded tokens that go through the base at once.")
+    divergence: float | None = Field(
+        3.0, gt=1, description="Stops where the median loss of 20 steps is so many times its smallest, and 1 above it."
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -91,16 +212,37 @@ class TrainingConfig(Model):
         return self
 
 
+class Gate(Model):
+    """What happens after a stage, by what it changed in nDCG@10 at the widest dimension."""
+
+    min_gain: float = Field(0.0, description="The stage is passed where the metric rose by so much at least.")
+    repeats: int = Field(0, ge=0, description="Times that a stage that is not passed is done again, from where it began.")
+    repeat_rate: float = Field(0.5, gt=0, description="Factor of the learning rate at each repeat.")
+    otherwise: Literal["stop", "go_on"] = Field("stop", description="What is done when no repeat passed.")
+
+
+class Stage(Model):
+    """One part of a run, from the weights of the stage before."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig
+    gate: Gate | None = Field(None, description="The next stage follows whatever came out when absent.")
+
+
 class CheckpointConfig(Model):
     """How often a run is made safe. None of this changes the weights that come out."""
 
     every: int = operational(100, ge=1, description="Steps between two checkpoints.")
-    keep: int = operational(2, ge=1, description="Checkpoints that are kept.")
+    keep: int = operational(2, ge=1, description="Checkpoints that are kept, beside the best one by the dev metric.")
 
 
 class EvaluationConfig(Model):
     """What of the validation split is measured, and what stands beside the trained model."""
 
+    every: int | None = Field(None, ge=1, description="Steps between two measurements inside a stage; none when absent.")
     queries: int | None = Field(None, ge=1, description="At most so many queries, drawn by their digest; all when absent.")
     documents: int | None = Field(
         None, ge=1, description="At most so many documents; the positives of the queries are always there."
@@ -110,24 +252,35 @@ class EvaluationConfig(Model):
 
 
 class Config(Model):
-    """A training file."""
+    """A run file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output: Path = operational(Path("models"), validate_default=True)
     seed: int = 0
     model: ModelConfig
-    data: DataConfig = DataConfig()
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    training: TrainingConfig
+    stages: list[Stage] = Field(min_length=1)
+    export: Literal["last", "best"] = Field("last", description="best: of each stage the checkpoint with the best dev metric.")
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log_every: int = operational(10, ge=1, description="Steps between two lines of the log.")
+    tensorboard: bool = operational(False, description="Writes the log as TensorBoard events too. Needs datakit[tensorboard].")
 
     @model_validator(mode="after")
-    def _lengths(self) -> Self:
-        if self.data.max_length is not None and self.data.max_length > self.model.max_length:
-            raise ValueError(
-                f"data.max_length is {self.data.max_length}; allowed: up to model.max_length, which is {self.model.max_length}"
-            )
+    def _together(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"the stages are named {names}; allowed: different names")
+        for stage in self.stages:
+            length = stage.data.max_length
+            if length is not None and length > self.model.max_length:
+                raise ValueError(
+                    f"stage '{stage.name}': data.max_length is {length}; "
+                    f"allowed: up to model.max_length, which is {self.model.max_length}"
+                )
+            if stage.loss.annealing is not None and self.evaluation.every is None:
+                raise ValueError(
+                    f"stage '{stage.name}': loss.annealing needs evaluation.every, the steps between two measurements"
+                )
+        if self.export == "best" and self.evaluation.every is None:
+            raise ValueError("export: best needs evaluation.every, the steps between two measurements")
         return self

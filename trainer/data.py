@@ -1,4 +1,4 @@
-"""Batches out of a build. A batch is a pure function of (seed, epoch, number); rows stay on disk, mapped into memory."""
+"""Training rows of a build, and which of them make a batch: a pure function of (seed, epoch, number, progress, rank, world)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,8 +18,9 @@ import pyarrow.parquet as pq
 from datakit import storage
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build
-from datakit.schema import EXAMPLE, SCHEMA_VERSION, digest, text_id
-from trainer.config import DataConfig
+from datakit.schema import EXAMPLE, SCHEMA_VERSION, digest
+from trainer.batch import Batch, Draw, Known, keys, make_batch, target_difficulty
+from trainer.config import Stage
 from trainer.model import Encoder
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ COLUMNS = [
     "query", "positive", "negatives", "in_batch_negatives", "score",
 ]  # fmt: skip
 BLOCK_ROWS = 2_048
+FEW_ROWS = 8  # A batch with fewer has hardly any in-batch negatives.
 
 
 def part_files(build: Build, part: str) -> list[str]:
@@ -56,48 +57,36 @@ def part_files(build: Build, part: str) -> list[str]:
     return files
 
 
-def usable_blocks(files: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The rows that have a query and a positive and no graded score, in order, in blocks. Says how many it left out."""
-    left_out = 0
+def usable_blocks(files: Sequence[str], graded: bool = False) -> Iterator[pa.RecordBatch]:
+    """The rows that have a query and a positive, in order, in blocks; those with a graded score where it is wanted.
+
+    What was left out stands in the log.
+    """
+    empty = scored = 0
     for file in files:
         for block in pq.ParquetFile(file).iter_batches(batch_size=BLOCK_ROWS, columns=COLUMNS):
             texts = [pc.greater(pc.fill_null(pc.utf8_length(block.column(name)), 0), 0) for name in ("query", "positive")]
-            keep = pc.and_(pc.and_(*texts), pc.is_null(block.column("score")))
-            left_out += block.num_rows - int(pc.sum(keep).as_py() or 0)
-            yield block.filter(keep)
-    if left_out:
-        log.warning("%d rows are left out: they have an empty side, or a graded score, which InfoNCE cannot use.", left_out)
-
-
-def keys(ids: Any, texts: Any) -> np.ndarray:
-    """A number for each id, equal where ids are equal; an id that is absent is taken from its text."""
-    column = pl.Series("id", pl.from_arrow(ids), dtype=pl.String)
-    if column.null_count():
-        known = zip(column.to_list(), texts.to_pylist(), strict=True)
-        column = pl.Series("id", [key if key is not None else text_id(text) for key, text in known], dtype=pl.String)
-    return np.asarray(column.hash(seed=0).to_numpy())
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows that are trained on together: B queries against the N different documents among their positives and negatives."""
-
-    row_ids: list[str]
-    group: str
-    queries: list[str]
-    documents: list[str]
-    positive: np.ndarray  # [B] the document of each row
-    candidates: np.ndarray  # [B, N] which documents stand in a row's denominator
+            whole = block.filter(pc.and_(*texts))
+            kept = whole if graded else whole.filter(pc.is_null(whole.column("score")))
+            empty, scored = empty + block.num_rows - whole.num_rows, scored + whole.num_rows - kept.num_rows
+            yield kept
+    if empty or scored:
+        log.warning(
+            "%d rows are left out: %d have an empty side, %d a graded score, which only loss.similarity uses.",
+            empty + scored, empty, scored,
+        )  # fmt: skip
 
 
 def plan(sizes: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[tuple[int, int, int]]:
     """The batches of an epoch as (group, start, stop) in the shuffled rows of the group: each row once, groups in proportion.
 
-    What is left of a group makes a smaller batch, so that small groups are seen too.
+    A group has as few batches as hold it, and they are equal in size, up to one row: a last batch of two rows would teach little.
     """
-    batches = [
-        (group, start, min(start + batch_size, size)) for group, size in enumerate(sizes) for start in range(0, size, batch_size)
-    ]
+    batches = []
+    for group, size in enumerate(sizes):
+        count = -(-size // batch_size)
+        edges = [size * each // count for each in range(count + 1)]
+        batches += [(group, start, stop) for start, stop in pairwise(edges)]
     order = generator(seed, "plan", epoch).permutation(len(batches))
     return [batches[number] for number in order]
 
@@ -110,26 +99,29 @@ def generator(seed: int, *purpose: object) -> np.random.Generator:
 class TrainingRows:
     """The training rows of a build, in a file that is mapped into memory and has no name, so that it goes when the process ends.
 
-    In memory are four numbers a row: its place by group, and keys of its query and its positive.
+    In memory are five numbers a row: its group, its place by group, the keys of its query and its positive, its place by query.
+    Rows with a graded score, where the stage has a loss for them, are in batches of their own.
     """
 
-    def __init__(self, build: Build, folder: str, config: DataConfig, seed: int) -> None:
-        self.config = config
-        self.seed = seed
-        self._file = mapped_rows(part_files(build, "train"), folder)
-        starts, groups, queries, positives = [0], [], [], []
-        names: dict[str, int] = {}
-        for number in range(self._file.num_record_batches):
-            block = self._file.get_batch(number)
+    def __init__(self, build: Build, folder: str, stage: Stage, seed: int) -> None:
+        self.build, self.data, self.seed = build, stage.data, seed
+        self._file = mapped_rows(part_files(build, "train"), folder, graded=stage.loss.similarity is not None)
+        starts, most, groups, graded, queries, positives = [0], [0], [], [], [], []
+        names: dict[tuple[str, bool], int] = {}
+        for _, block in self.blocks():
             starts.append(starts[-1] + block.num_rows)
+            most.append(pc.max(pc.list_value_length(block.column("negatives"))).as_py() or 0)
             queries.append(keys(block.column("query_id"), block.column("query")))
             positives.append(keys(block.column("positive_id"), block.column("positive")))
+            graded.append(has_score(block))
             group = pc.coalesce(block.column("batch_group"), block.column("category")).to_pylist()
-            groups.append(np.array([names.setdefault(name, len(names)) for name in group], np.int32))
+            pairs = zip(group, graded[-1].tolist(), strict=True)
+            groups.append(np.array([names.setdefault(pair, len(names)) for pair in pairs], np.int32))
         self._starts = np.array(starts)
+        self.most_negatives = max(most)  # of a row
         if len(self) == 0:
-            raise UserError(f"The build '{build.path}' has no row in 'train' that can be trained on.")
-        # Groups by name, so that their order does not depend on the order of the rows.
+            raise UserError(f"The build '{build.path}' has no row in 'train' that stage '{stage.name}' can be trained on.")
+        # Groups by name, so that their order does not depend on the order of the rows. With each: whether its rows are graded.
         self.groups = sorted(names)
         ranks = np.empty(len(names), np.int32)
         ranks[[names[name] for name in self.groups]] = np.arange(len(names))
@@ -137,84 +129,86 @@ class TrainingRows:
         self._by_group = np.argsort(codes, kind="stable")
         self._sizes = np.bincount(codes, minlength=len(names)).tolist()
         self._queries, self._positives = np.concatenate(queries), np.concatenate(positives)
-        self._by_query = np.argsort(self._queries, kind="stable")
+        # A graded pair may be alike or not: it makes no positive.
+        ungraded = np.flatnonzero(~np.concatenate(graded))
+        self._by_query = ungraded[np.argsort(self._queries[ungraded], kind="stable")]
         self._sorted_queries = self._queries[self._by_query]
-        self.plan = lru_cache(2)(lambda epoch: plan(self._sizes, config.batch_size, seed, epoch))
+        self.plan = lru_cache(2)(lambda epoch: plan(self._sizes, stage.data.batch_size, seed, epoch))
         self._shuffled = lru_cache(len(names))(self._shuffle)
+        self._tell_small_batches()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     @property
     def batches_per_epoch(self) -> int:
-        return sum(-(-size // self.config.batch_size) for size in self._sizes)
+        return len(self.plan(0))
+
+    def _tell_small_batches(self) -> None:
+        few = min(FEW_ROWS, self.data.batch_size)
+        small = [self.groups[group][0] for group, start, stop in self.plan(0) if stop - start < few]
+        if 10 * len(small) > self.batches_per_epoch:
+            log.warning(
+                "%d of the %d batches of an epoch have fewer than %d rows, as their groups are small (such as '%s'). Their rows "
+                "have few in-batch negatives. Give such rows one batch_group, or leave their categories out.",
+                len(small), self.batches_per_epoch, few, small[0],
+            )  # fmt: skip
 
     def _shuffle(self, epoch: int, group: int) -> np.ndarray:
         """The rows of a group in the order of the epoch."""
         start = sum(self._sizes[:group])
         rows = self._by_group[start : start + self._sizes[group]]
-        return rows[generator(self.seed, "rows", epoch, self.groups[group]).permutation(len(rows))]
+        return rows[generator(self.seed, "rows", epoch, *self.groups[group]).permutation(len(rows))]
 
-    def batch(self, epoch: int, number: int, encoder: Encoder) -> Batch:
-        """Batch `number` of an epoch. The encoder says how instructions stand before the texts."""
+    def batch(self, epoch: int, number: int, encoder: Encoder, progress: float, rank: int = 0, world: int = 1) -> Batch:
+        """Batch `number` of an epoch, when a part `progress` of the stage is done; of it the rows that are dealt to `rank`.
+
+        The rows of all ranks together, and the negatives drawn for them, are those of a world of one. The encoder says how
+        instructions stand before the texts.
+        """
         group, start, stop = self.plan(epoch)[number]
-        rows = self._shuffled(epoch, group)[start:stop]
-        records = self._records(rows)
-        documents: dict[str, int] = {}
-        document_keys: list[str] = []
+        name, graded = self.groups[group]
+        rows = self._shuffled(epoch, group)[start:stop][rank::world]
+        luck = generator(self.seed, "negatives", epoch, number).random((stop - start, self.most_negatives))[rank::world]
+        draw = Draw(0 if graded else self.data.negatives, target_difficulty(self.data.curriculum, progress), luck)
+        return make_batch(self.take(rows), name, graded, self.known(rows), draw, encoder)
 
-        def place(text: str, key: str | None, instruction: str | None) -> int:
-            whole = encoder.document_text(text, instruction)
-            if whole not in documents:
-                documents[whole] = len(documents)
-                document_keys.append(key if key is not None else text_id(text))
-            return documents[whole]
+    def known(self, rows: np.ndarray) -> Known:
+        """What is a positive of the queries of these rows, anywhere in the training rows."""
+        queries, query = np.unique(self._queries[rows], return_inverse=True)
+        first = np.searchsorted(self._sorted_queries, queries, "left")
+        count = np.searchsorted(self._sorted_queries, queries, "right") - first
+        owner = np.repeat(np.arange(len(queries)), count)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+        return Known(query, owner, self._positives[self._by_query[place]])
 
-        draw = generator(self.seed, "negatives", epoch, number)
-        positive, mined = [], []
-        for record in records:
-            instruction = record["document_instruction"]
-            positive.append(place(record["positive"], record["positive_id"], instruction))
-            known = [negative for negative in record["negatives"] or [] if negative["text"]]
-            drawn = draw.permutation(len(known))[: self.config.negatives]
-            mined.append([place(known[each]["text"], known[each]["id"], instruction) for each in sorted(drawn)])
-        named = keys(pa.array(document_keys, pa.string()), None)
-        forbidden = np.stack([np.isin(named, self.positives_of(row)) for row in rows])
-        in_batch = np.array([record["in_batch_negatives"] is not False for record in records])
-        return Batch(
-            row_ids=[record["row_id"] for record in records],
-            group=self.groups[group],
-            queries=[encoder.query_text(record["query"], record["instruction"]) for record in records],
-            documents=list(documents),
-            positive=np.array(positive),
-            candidates=candidates(np.array(positive), mined, in_batch, forbidden),
-        )
+    def blocks(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """All rows in order, in blocks, each with the number of its first row."""
+        start = 0
+        for number in range(self._file.num_record_batches):
+            block = self._file.get_batch(number)
+            yield start, block
+            start += block.num_rows
 
-    def positives_of(self, row: int) -> np.ndarray:
-        """Keys of all positives, anywhere in the training rows, of the query of this row."""
-        query = self._queries[row]
-        first, last = np.searchsorted(self._sorted_queries, query, "left"), np.searchsorted(self._sorted_queries, query, "right")
-        return np.asarray(self._positives[self._by_query[first:last]])
-
-    def _records(self, rows: np.ndarray) -> list[dict[str, Any]]:
+    def take(self, rows: np.ndarray) -> pa.Table:
+        """The rows with these numbers, in their order."""
         blocks = np.searchsorted(self._starts, rows, side="right") - 1
-        records: dict[int, dict[str, Any]] = {}
-        for block in np.unique(blocks):
-            inside = rows[blocks == block]
-            taken = self._file.get_batch(int(block)).take(pa.array(inside - self._starts[block]))
-            records.update(zip(inside.tolist(), taken.to_pylist(), strict=True))
-        return [records[row] for row in rows.tolist()]
+        parts = [
+            self._file.get_batch(int(block)).take(pa.array(rows[blocks == block] - self._starts[block]))
+            for block in np.unique(blocks)
+        ]
+        return pa.Table.from_batches(parts, self._file.schema).take(pa.array(np.argsort(np.argsort(blocks, kind="stable"))))
 
     def prompts(self, encoder: Encoder) -> dict[str, str]:
         """What stands before texts, by name: "query" and "document" (the most frequent), and one for each category."""
         counted: dict[tuple[str, str, str], int] = {}
-        for number in range(self._file.num_record_batches):
-            block = self._file.get_batch(number).select(["category", "instruction", "document_instruction"])
+        for _, whole in self.blocks():
+            block = whole.select(["category", "instruction", "document_instruction"])
             for row in pa.Table.from_batches([block]).group_by(block.schema.names).aggregate([([], "count_all")]).to_pylist():
                 key = (
                     row["category"],
-                    encoder.query_text("", row["instruction"]),
-                    encoder.document_text("", row["document_instruction"]),
+                    encoder.query_text("", row["instruction"]).prefix,
+                    encoder.document_text("", row["document_instruction"]).prefix,
                 )
                 counted[key] = counted.get(key, 0) + row["count_all"]
         ordered = sorted(counted, key=lambda key: (-counted[key], key))
@@ -222,28 +216,18 @@ class TrainingRows:
         return {**dict(sorted(by_category.items())), "query": ordered[0][1], "document": ordered[0][2]}
 
 
-def candidates(positive: np.ndarray, mined: Sequence[Sequence[int]], in_batch: np.ndarray, forbidden: np.ndarray) -> np.ndarray:
-    """Which documents [B, N] stand in the denominator of each row.
-
-    A row with in-batch negatives has all documents of the batch, another one only its own. What is a positive of an equal query
-    (`forbidden` [B, N]) is no negative. The row's own positive [B] always stands there.
-    """
-    allowed = np.zeros(forbidden.shape, bool)
-    for row, own in enumerate(mined):
-        allowed[row, list(own)] = True
-    allowed |= in_batch[:, None]
-    allowed &= ~forbidden
-    allowed[np.arange(len(positive)), positive] = True
-    return allowed
+def has_score(block: pa.RecordBatch) -> np.ndarray:
+    """Which rows [n] have a graded score."""
+    return np.asarray(block.column("score").is_valid().to_numpy(zero_copy_only=False), bool)
 
 
-def mapped_rows(files: Sequence[str], folder: str) -> Any:
+def mapped_rows(files: Sequence[str], folder: str, graded: bool) -> Any:
     """The usable rows of some Parquet files as an Arrow file reader that maps them into memory."""
     path = os.path.join(folder, "rows.arrow.tmp")
     try:
         schema = pa.schema([EXAMPLE.field(name) for name in COLUMNS])
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for block in usable_blocks(files):
+            for block in usable_blocks(files, graded):
                 writer.write_batch(pa.RecordBatch.from_arrays([block.column(name) for name in COLUMNS], schema=schema))
         return pa.ipc.open_file(pa.memory_map(path, "r"))
     except OSError as error:

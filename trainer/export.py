@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from datakit import storage
 from datakit.errors import BuildError
 from trainer import checkpoint
-from trainer.model import Encoder, quiet
+from trainer.model import Encoder, Prompted, prefix, quiet
 
+TRAINED = "matryoshka.json"
+_POOLING = {"mean": "mean", "last": "lasttoken", "cls": "cls", "weighted": "weightedmean"}
 _CARD = """---
 library_name: sentence-transformers
 tags: [sentence-transformers, feature-extraction, sentence-similarity]
@@ -30,13 +33,27 @@ documents = model.encode_document(["open(file, mode='r') opens file and returns 
 model.similarity(queries, documents)
 ```
 
-Trained on the build `{build}`; {layers} layers, mean pooling, unit length. Dimensions that were trained: {dimensions}.
+Trained on the build `{build}`; {layers} layers, {attention}, {pooling} pooling, unit length.
+Dimensions that were trained: {dimensions}.
 Prompts (`prompt_name`): {prompts}. `query` and `document` are the most frequent ones of the training rows.
+
+{metrics}
 """
 
 
-def export(encoder: Encoder, folder: str, prompts: Mapping[str, str], title: str, build: str, dimensions: Sequence[int]) -> None:
-    """Writes the model to `folder`, in place of what was there. Raises BuildError where the export gives other vectors."""
+def export(
+    encoder: Encoder,
+    folder: str,
+    prompts: Mapping[str, str],
+    title: str,
+    build: str,
+    dimensions: Sequence[int],
+    scores: Mapping[int, float],
+) -> None:
+    """Writes the model to `folder`, in place of what was there. `scores` is nDCG@10 by dimension, for the card.
+
+    Raises BuildError where the export gives other vectors.
+    """
     scratch = f"{folder}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -48,6 +65,11 @@ def export(encoder: Encoder, folder: str, prompts: Mapping[str, str], title: str
         raise checkpoint.failure(error, folder) from error
     if not difference <= (1e-4 if encoder.compute == torch.float32 else 3e-2):
         raise BuildError(f"The export '{scratch}' gives other vectors than the trained model (difference {difference:.1e}).")
+    table = [
+        "| dimensions | nDCG@10 on the validation split |",
+        "|---|---|",
+        *(f"| {each} | {scores[each]:.3f} |" for each in scores),
+    ]
     card = _CARD.format(
         title=title,
         build=build,
@@ -55,36 +77,48 @@ def export(encoder: Encoder, folder: str, prompts: Mapping[str, str], title: str
         smallest=min(dimensions),
         dimensions=", ".join(map(str, dimensions)),
         layers=encoder.base.config.num_hidden_layers,
+        attention="every token sees every other" if encoder.config.bidirectional else "causal attention",
+        pooling=encoder.config.pooling,
         prompts=", ".join(f"`{name}`" for name in prompts),
+        metrics="\n".join(table),
     )
-    with open(os.path.join(scratch, "README.md"), "w", encoding="utf-8") as file:
-        file.write(card)
+    storage.write_bytes(os.path.join(scratch, "README.md"), card.encode())
+    storage.write_json(os.path.join(scratch, TRAINED), {"dimensions": sorted(dimensions, reverse=True)})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)
 
 
 def _write(encoder: Encoder, folder: str, prompts: Mapping[str, str]) -> None:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
     tokenizer = copy.deepcopy(encoder.tokenizer)
     # The texts are no chats; sentence-transformers would offer to read them as such.
     tokenizer.chat_template = None
-    encoder.base.save_pretrained(folder)
+    # Merging changes the weights, and the encoder may go on training.
+    base = copy.deepcopy(encoder.base).merge_and_unload() if encoder.config.lora else encoder.base
+    base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    modules = [
-        Transformer(folder, max_seq_length=encoder.config.max_length),
-        Pooling(encoder.dimension, pooling_mode=encoder.config.pooling),
-        Normalize(),
-    ]
+    width = int(encoder.base.config.hidden_size)
+    pooling = Pooling(width, pooling_mode=_POOLING[encoder.config.pooling], include_prompt=encoder.config.pool_instruction)
+    modules = [Transformer(folder, max_seq_length=encoder.config.max_length), pooling]
+    if encoder.projection is not None:
+        weight = encoder.projection.weight.detach().cpu()
+        modules.append(Dense(width, encoder.dimension, bias=False, activation_function=torch.nn.Identity(), init_weight=weight))
+    modules.append(Normalize())
     model = SentenceTransformer(modules=modules, prompts=dict(prompts), similarity_fn_name="cosine", device=str(encoder.device))
     model.save(folder, create_model_card=False)
 
 
 def _difference(encoder: Encoder, folder: str) -> float:
-    """The largest difference between the vectors of the trained model and of its export."""
+    """The largest difference between the vectors of the trained model and of its export, with an instruction and without."""
     from sentence_transformers import SentenceTransformer
 
     texts = ["What does the first token see?", "a", "A longer text, so that the batch holds padding: " + "one more word " * 20]
     opened = SentenceTransformer(folder, device=str(encoder.device))
-    return float(np.abs(opened.encode(texts, show_progress_bar=False) - encoder.embed(texts)).max())
+    largest = 0.0
+    for prompt in ("", prefix(encoder.config.query_prefix, "find")):
+        ours = encoder.embed([Prompted(prompt, text) for text in texts])
+        theirs = opened.encode(texts, prompt=prompt or None, show_progress_bar=False)
+        largest = max(largest, float(np.abs(theirs - ours).max()))
+    return largest

@@ -1,4 +1,4 @@
-"""One run: load, measure, train, export, measure again. Stopped at any moment, it goes on from its last checkpoint."""
+"""One stage, step by step, from its last checkpoint to its end. Stopped at any moment, it goes on to the same weights."""
 
 from __future__ import annotations
 
@@ -6,210 +6,250 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from datakit import storage
-from datakit.errors import BuildError, UserError
-from datakit.opened import Build
+from datakit.errors import BuildError
 from datakit.schema import digest
-from trainer import checkpoint
-from trainer.config import Config
-from trainer.data import Batch, TrainingRows
-from trainer.evaluation import retrieval
-from trainer.evaluation.retrieval import Result, Task
-from trainer.export import export
-from trainer.losses import Statistics, info_nce
-from trainer.model import Encoder, load_encoder
+from trainer import checkpoint, gradcache
+from trainer.batch import Batch
+from trainer.config import Config, OptimizerConfig, Stage
+from trainer.data import TrainingRows
+from trainer.evaluation.retrieval import Task, measure
+from trainer.losses import Statistics, Targets, batch_loss
+from trainer.model import Encoder
 from trainer.progress import training_progress
-from trainer.report import Metrics, evaluation
-from trainer.run import Journal, Run, open_run
-from trainer.schedule import rate
+from trainer.run import Journal
+from trainer.schedule import State, diverged, measured, rate, with_loss
+from trainer.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, build: Build, output: str | None, console: Console) -> tuple[Run, Metrics]:
-    """Does the run, or what is left of it: however often it was stopped, the weights are the same (on CPU: to the bit)."""
-    run = open_run(config, build, output)
-    if os.path.isfile(run.path("metrics.json")):
-        log.info("This run is finished; nothing is left to do.")
-        return run, Metrics.model_validate(storage.read_json(run.path("metrics.json")))
+@dataclass(frozen=True)
+class Job:
+    """A stage to do, and what it is done with. `folder` takes log.jsonl, checkpoints/ and failed-batch.json."""
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling fresh memory with NaN finds bugs; here it would only cost time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    encoder = load_encoder(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.compute = compute_type(config.training.precision, encoder.device)
-    dimensions = matryoshka_dimensions(config, encoder)
-    task = retrieval.load_task(build, config.evaluation.queries, config.evaluation.documents)
-    rows = TrainingRows(build, run.folder, config.data, config.seed)
-    steps = config.training.steps or steps_of_an_epoch(config, rows) * (config.training.epochs or 0)
-    log.info("%d rows in %d groups, %d steps; %s on %s", len(rows), len(rows.groups), steps, encoder.compute, encoder.device)
+    config: Config
+    stage: Stage
+    folder: str
+    encoder: Encoder
+    rows: TrainingRows
+    teacher: Teacher | None
+    task: Task
+    dimensions: list[int]  # widest first
 
-    before, beside = measured_before(run, encoder, task, dimensions)
-    optimizer = make_optimizer(config, encoder)
-    done = checkpoint.restore(run.path("checkpoints"), encoder, optimizer)
+    @property
+    def checkpoints(self) -> str:
+        return os.path.join(self.folder, "checkpoints")
+
+    @property
+    def steps_of_an_epoch(self) -> int:
+        return math.ceil(self.rows.batches_per_epoch / self.stage.training.accumulate)
+
+    @property
+    def steps(self) -> int:
+        return self.stage.training.steps or self.steps_of_an_epoch * (self.stage.training.epochs or 0)
+
+    def batches(self, step: int) -> tuple[int, list[Batch]]:
+        """The epoch of a step, and its batches: `accumulate` of them, fewer at the end of an epoch."""
+        epoch, place = divmod(step, self.steps_of_an_epoch)
+        first = place * self.stage.training.accumulate
+        numbers = range(first, min(first + self.stage.training.accumulate, self.rows.batches_per_epoch))
+        return epoch, [self.rows.batch(epoch, number, self.encoder, step / self.steps) for number in numbers]
+
+
+def train(job: Job, console: Console) -> int:
+    """Does the stage, or what is left of it. Returns the step of the checkpoint that comes out of it (config.export)."""
+    config, steps = job.config, job.steps
+    optimizers = make_optimizers(job.encoder, job.stage.optimizer)
+    scaler = torch.amp.GradScaler(job.encoder.device.type, enabled=job.encoder.compute == torch.float16)
+    done, kept = checkpoint.restore(job.checkpoints, job.encoder, optimizers)
+    state = State(**kept["state"]) if done else State(job.stage.loss.temperature)
     if done:
-        log.info("Going on after step %d of %d", done, steps)
-    journal = Journal(run.path("log.jsonl"), done)
-    with training_progress(console, steps, done, config.log_every) as advance:
+        scaler.load_state_dict(kept["scaler"])
+        log.info("Going on after step %d of %d of '%s'", done, steps, job.stage.name)
+    journal = Journal(os.path.join(job.folder, "log.jsonl"), done)
+    board = os.path.join(job.folder, "tensorboard") if config.tensorboard else None
+    with training_progress(console, steps, done, config.log_every, job.stage.name, board) as advance:
         for step in range(done, steps):
             began = time.monotonic()
-            statistics = take_step(step, steps, run, rows, encoder, optimizer)
+            state, statistics = take_step(step, job, state, optimizers, scaler)
             statistics["tokens_per_second"] = statistics["tokens"] / (time.monotonic() - began)
+            if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
+                scores = {dimension: each.score for dimension, each in measure(job.encoder, job.task, job.dimensions).items()}
+                state = measured(state, step + 1, scores[job.dimensions[0]], job.stage.loss.annealing)
+                statistics |= {f"dev_{dimension}": score for dimension, score in scores.items()}
             journal.write(step + 1, statistics)
-            if (step + 1) % config.checkpoint.every == 0 or step + 1 == steps:
-                checkpoint.save(run.path("checkpoints"), step + 1, encoder, optimizer, config.checkpoint.keep)
+            if (step + 1) % config.checkpoint.every == 0 or step + 1 in (steps, state.best_step):
+                kept = {"state": asdict(state), "scaler": scaler.state_dict()}
+                checkpoint.save(job.checkpoints, step + 1, job.encoder, optimizers, kept, config.checkpoint.keep, state.best_step)
             advance(step + 1, statistics)
-
-    export(encoder, run.path("model"), rows.prompts(encoder), run.title, build.version, dimensions)
-    log.info("Measuring the trained model")
-    metrics = Metrics(
-        name=config.name,
-        version=run.version,
-        build=build.version,
-        steps=steps,
-        queries=len(task.queries),
-        documents=len(task.documents),
-        skipped=task.skipped,
-        before=before,
-        after=measure(encoder, task, dimensions),
-        beside=beside,
-    )
-    widest = max(dimensions)
-    scores = evaluation(run.title, build.version, metrics.after[widest], metrics.before[widest])
-    storage.write_json(run.path("evaluation.json"), scores.model_dump(mode="json", by_alias=True))
-    storage.write_json(run.path("metrics.json"), metrics.model_dump(mode="json"))
-    return run, metrics
+    return state.best_step or steps if config.export == "best" else steps
 
 
 def take_step(
-    step: int, steps: int, run: Run, rows: TrainingRows, encoder: Encoder, optimizer: torch.optim.Optimizer
-) -> dict[str, float]:
-    """One step of the optimizer (steps count from 0): a pure function of the weights, the optimizer's state and the number.
+    step: int, job: Job, state: State, optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+) -> tuple[State, dict[str, float]]:
+    """One step of the optimizers (steps count from 0): a pure function of weights, optimizers, scaler, state and number.
 
     With accumulation the gradient is the mean over the rows of all its batches. Each batch has its own in-batch negatives only: a
-    row has no more of them than without accumulation.
+    row has no more of them than without accumulation. Nothing changes where the loss or the gradient is no number.
     """
-    config = run.config
-    epoch, batches = batches_of(step, config, rows, encoder)
-    factor = rate(step, steps, config.optimizer.warmup, config.optimizer.floor)
-    for group in optimizer.param_groups:
-        group["lr"] = config.optimizer.learning_rate * factor
+    stage, encoder = job.stage, job.encoder
+    epoch, batches = job.batches(step)
+    learning_rate = stage.optimizer.learning_rate * rate(step, job.steps, stage.optimizer.warmup, stage.optimizer.floor)
     encoder.train()
-    optimizer.zero_grad(set_to_none=True)
-    whole = sum(len(batch.row_ids) for batch in batches)
-    totals = {"loss": 0.0, "tokens": 0.0}
-    for number, batch in enumerate(batches):
-        # Dropout too is a function of the step alone, so that a resumed run draws the same.
-        torch.manual_seed(int(digest("dropout", str(config.seed), str(step), str(number))[:15], 16))
-        loss, statistics, tokens = batch_loss(batch, config, encoder)
-        share = len(batch.row_ids) / whole
-        torch.autograd.backward(loss * share)
-        totals["tokens"] += tokens
-        for name, value in {"loss": loss.detach(), **statistics}.items():
-            totals[name] = totals.get(name, 0.0) + value.item() * share
-    norm = torch.nn.utils.clip_grad_norm_(encoder.parameters(), config.optimizer.clip).item()
-    if not (math.isfinite(totals["loss"]) and math.isfinite(norm)):
-        stop_at(step, totals["loss"], norm, batches, run)
-    optimizer.step()
-    return {"epoch": epoch, "rate": config.optimizer.learning_rate * factor, "gradient_norm": norm, "rows": whole, **totals}
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+    rows = sum(len(batch.row_ids) for batch in batches)
+    found = [
+        backward(batch, len(batch.row_ids) / rows, seed_of(job.config, stage, step, number), job, state.temperature, scaler)
+        for number, batch in enumerate(batches)
+    ]
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    norm = clip(encoder.parameters(), stage.optimizer.clip)
+    statistics = mean_over_rows(found, [len(batch.row_ids) for batch in batches])
+    state = with_loss(state, statistics["loss"])
+    # Numbers of float16 may overflow: then the scale is halved, and the step is left out. At a scale below 1 it is no overflow.
+    overflow = scaler.is_enabled() and not math.isfinite(norm) and scaler.get_scale() >= 1.0
+    if not math.isfinite(statistics["loss"]) or not (math.isfinite(norm) or overflow):
+        stop(step, job, batches, f"the loss is {statistics['loss']} and the norm of the gradient {norm}")
+    if diverged(state, stage.training.divergence):
+        stop(
+            step,
+            job,
+            batches,
+            f"the loss has grown to {statistics['loss']:.3g}: the median of the last steps was {state.smallest:.3g}",
+        )
+    if not overflow:
+        statistics["gradient_norm"] = norm
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+    if scaler.is_enabled():
+        statistics |= {"scale": scaler.get_scale(), "left_out": float(overflow)}
+        scaler.update()
+    tokens = sum(each["tokens"].item() for each in found)
+    counts = {"epoch": epoch, "rows": rows, "tokens": tokens}
+    return state, {**counts, "rate": learning_rate, "temperature": state.temperature, **statistics}
 
 
-def batches_of(step: int, config: Config, rows: TrainingRows, encoder: Encoder) -> tuple[int, list[Batch]]:
-    """The epoch of a step, and its batches: `accumulate` of them, fewer at the end of an epoch."""
-    epoch, place = divmod(step, steps_of_an_epoch(config, rows))
-    first = place * config.training.accumulate
-    last = min(first + config.training.accumulate, rows.batches_per_epoch)
-    return epoch, [rows.batch(epoch, number, encoder) for number in range(first, last)]
-
-
-def steps_of_an_epoch(config: Config, rows: TrainingRows) -> int:
-    return math.ceil(rows.batches_per_epoch / config.training.accumulate)
-
-
-def batch_loss(batch: Batch, config: Config, encoder: Encoder) -> tuple[torch.Tensor, Statistics, int]:
-    """The loss of a batch, its statistics, and how many tokens it has. Each different text is encoded once."""
-    tokens = encoder.tokenize(batch.queries + batch.documents, config.data.max_length)
-    vectors = encoder(tokens)
+def backward(batch: Batch, share: float, seed: int, job: Job, temperature: float, scaler: torch.amp.GradScaler) -> Statistics:
+    """Adds the gradient of a batch's loss, times `share`. Each different text of it is encoded once."""
+    stage, encoder = job.stage, job.encoder
+    tokens = encoder.tokenize(batch.queries + batch.documents, stage.data.max_length)
+    targets = targets_of(batch, job.teacher, encoder.device)
     count = len(batch.queries)
-    positive = torch.from_numpy(batch.positive).to(vectors.device)
-    candidates = torch.from_numpy(batch.candidates).to(vectors.device)
-    loss, statistics = info_nce(vectors[:count], vectors[count:], positive, candidates, config.loss)
-    return loss, statistics, sum(map(len, tokens))
+
+    def objective(vectors: Tensor) -> tuple[Tensor, Statistics]:
+        loss, statistics = batch_loss(vectors[:count], vectors[count:], targets, stage.loss, temperature, seed)
+        return scaler.scale(loss * share), {"loss": loss.detach(), **statistics}
+
+    statistics = gradcache.backward(encoder, tokens, seed, objective, stage.training.gradient_cache)
+    if batch.difficulty is not None:
+        statistics["difficulty"] = torch.tensor(batch.difficulty)
+    return {**statistics, "tokens": torch.tensor(float(tokens.count))}
 
 
-def stop_at(step: int, loss: float, norm: float, batches: list[Batch], run: Run) -> None:
-    """Says that the loss is no number, and writes down the rows that it came from. Always raises."""
-    path = run.path("failed-batch.json")
-    storage.write_json(path, {"step": step + 1, "rows": [row for batch in batches for row in batch.row_ids]})
-    raise BuildError(
-        f"At step {step + 1} the loss is {loss} and the norm of the gradient {norm}. Training stopped before the weights "
-        f"changed; the rows are named in '{path}'. Mend them, or lower optimizer.learning_rate "
-        f"(now {run.config.optimizer.learning_rate})."
+def targets_of(batch: Batch, teacher: Teacher | None, device: torch.device) -> Targets:
+    """What the loss of a batch is computed against, on the device of the vectors."""
+
+    def there(values: object) -> Tensor:
+        return torch.as_tensor(values).to(device)
+
+    vectors = scores = None
+    if teacher is not None and batch.scores is None:
+        if teacher.kind == "embeddings":
+            queries, documents = teacher.vectors(batch)
+            vectors = there(queries), there(documents)
+        else:
+            scores = there(teacher.scores(batch))
+    return Targets(
+        positive=there(batch.positive),
+        candidates=there(batch.candidates),
+        own=there(batch.own),
+        equal_queries=there(batch.equal_queries),
+        positives=there(batch.positives),
+        scores=None if batch.scores is None else there(batch.scores),
+        teacher_vectors=vectors,
+        teacher_scores=scores,
     )
 
 
-def make_optimizer(config: Config, encoder: Encoder) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019). Only matrices decay, the token embeddings not."""
-    embeddings = encoder.base.get_input_embeddings().weight
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    decaying = [parameter for parameter in trained if parameter.ndim > 1 and parameter is not embeddings]
-    others = [parameter for parameter in trained if parameter.ndim <= 1 or parameter is embeddings]
-    groups = [{"params": decaying, "weight_decay": config.optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=config.optimizer.betas, fused=True)
+def mean_over_rows(found: Sequence[Statistics], rows: Sequence[int]) -> dict[str, float]:
+    """The mean of each statistic over the rows of the batches that have it."""
+    result = {}
+    for name in dict.fromkeys(name for each in found for name in each if name != "tokens"):
+        values = [(each[name].item(), count) for each, count in zip(found, rows, strict=True) if name in each]
+        result[name] = sum(value * count for value, count in values) / sum(count for _, count in values)
+    return result
+
+
+def seed_of(config: Config, stage: Stage, step: int, number: int) -> int:
+    """Decides what a batch of a step draws, so that a resumed run draws the same."""
+    return int(digest("batch", str(config.seed), stage.name, str(step), str(number))[:15], 16)
+
+
+@torch.no_grad()
+def clip(parameters: Iterable[nn.Parameter], largest: float) -> float:
+    """Scales all gradients so that their norm together is at most `largest`. Returns what it was."""
+    values = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+        if parameter.grad is not None:
+            values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    norm = nn.utils.get_total_norm(values).item()
+    if math.isfinite(norm) and norm > largest:
+        for value in values:
+            value.mul_(largest / norm)
+    return norm
+
+
+def stop(step: int, job: Job, batches: Sequence[Batch], reason: str) -> None:
+    """Says why training cannot go on, and writes down the rows that it came from. Always raises BuildError."""
+    path = os.path.join(job.folder, "failed-batch.json")
+    rows = [
+        {
+            "row_id": row_id,
+            "query": "".join(batch.queries[number]),
+            "positive": "".join(batch.documents[batch.positive[number]]),
+            "negatives": ["".join(batch.documents[each]) for each in batch.own[number] if each >= 0],
+        }
+        for batch in batches
+        for number, row_id in enumerate(batch.row_ids)
+    ]
+    storage.write_json(path, {"stage": job.stage.name, "step": step + 1, "reason": reason, "rows": rows})
+    raise BuildError(
+        f"At step {step + 1} of stage '{job.stage.name}' {reason}. Training stopped before the weights changed; the rows are "
+        f"in '{path}'. Mend them, or lower optimizer.learning_rate (now {job.stage.optimizer.learning_rate})."
+    )
+
+
+def make_optimizers(encoder: Encoder, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov & Hutter 2019); only matrices decay, the token embeddings not. Lazy Adam for sparse embeddings."""
+    embeddings = encoder.embedding_parameter
+    sparse = [embeddings] if encoder.config.embeddings == "sparse" and embeddings.requires_grad else []
+    trained = [each for each in encoder.parameters() if each.requires_grad and not any(each is other for other in sparse)]
+    decaying = [each for each in trained if each.ndim > 1 and each is not embeddings]
+    others = [each for each in trained if each.ndim <= 1 or each is embeddings]
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = []
+    if groups := [group for group in groups if group["params"]]:
+        optimizers.append(torch.optim.AdamW(groups, betas=config.betas, fused=True))
+    return optimizers + [torch.optim.SparseAdam(sparse, betas=config.betas) for _ in sparse]
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:
     """auto: bfloat16 on GPUs that have it; float32 on CPUs, where autocast was measured to be slower."""
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-def matryoshka_dimensions(config: Config, encoder: Encoder) -> list[int]:
-    """The dimensions that are trained and measured, widest first."""
-    dimensions = sorted(config.loss.dimensions or [encoder.dimension], reverse=True)
-    if dimensions[0] > encoder.dimension:
-        raise UserError(
-            f"loss.dimensions holds {dimensions[0]}; the base '{config.model.base}' has {encoder.dimension} dimensions, "
-            "and that is the largest allowed."
-        )
-    return dimensions
-
-
-def measured_before(run: Run, encoder: Encoder, task: Task, dimensions: list[int]) -> tuple[dict[int, Result], dict[str, Result]]:
-    """The results of the base as it came, and of what stands beside it: measured once, before the training, and kept."""
-    path = run.path("before.json")
-    if not os.path.isfile(path):
-        log.info("Measuring before training: %d queries against %d documents", len(task.queries), len(task.documents))
-        beside = {name: found.model_dump(mode="json") for name, found in measured_beside(run.config, task).items()}
-        base = {str(dimension): found.model_dump(mode="json") for dimension, found in measure(encoder, task, dimensions).items()}
-        storage.write_json(path, {"before": base, "beside": beside})
-    kept = storage.read_json(path)
-    before = {dimension: Result.model_validate(kept["before"][str(dimension)]) for dimension in dimensions}
-    return before, {name: Result.model_validate(each) for name, each in kept["beside"].items()}
-
-
-def measure(encoder: Encoder, task: Task, dimensions: list[int]) -> dict[int, Result]:
-    """The results of the model that is trained, at each dimension."""
-    queries = encoder.embed([encoder.query_text(text, instruction) for text, instruction in task.queries])
-    documents = encoder.embed([encoder.document_text(text, instruction) for text, instruction in task.documents])
-    return retrieval.evaluate_vectors(task, queries, documents, dimensions)
-
-
-def measured_beside(config: Config, task: Task) -> dict[str, Result]:
-    """BM25 and the encoders that the config names, at their own dimension."""
-    results = {"BM25": retrieval.evaluate_bm25(task)} if config.evaluation.bm25 else {}
-    for name in config.evaluation.encoders:
-        ((dimension, found),) = retrieval.evaluate_encoder(task, name).items()
-        results[f"{short(name)} ({dimension})"] = found
-    return results
-
-
-def short(name: str) -> str:
-    """A name for a table: the package or the last part of a path."""
-    package = name.startswith("package:")
-    return name.removeprefix("package:").split("/")[0] if package else os.path.basename(os.path.normpath(name))
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from rich.console import Group
 from rich.table import Table
 
 from datakit.schema import CategoryScore, Evaluation
 from trainer.evaluation.retrieval import METRIC, Result
+
+# Results by dimension. JSON files have their keys in the order of letters.
+ByDimension = Annotated[dict[int, Result], AfterValidator(lambda found: dict(sorted(found.items(), reverse=True)))]
+
+
+class Attempt(BaseModel):
+    """One time that a stage was done, and what its gate made of it. Scores are at the widest dimension."""
+
+    learning_rate: float
+    before: float
+    after: float
+    needed: float | None = None  # the gate's min_gain; None where the stage has no gate
+    decision: Literal["go on", "repeat", "stop"]
+
+
+class StageMetrics(BaseModel):
+    """A stage that was done: the result at each dimension, widest first, of the weights that the next stage begins with."""
+
+    name: str
+    steps: int
+    seconds: float | None = None
+    after: ByDimension
+    attempts: list[Attempt] = []
 
 
 class Metrics(BaseModel):
@@ -19,12 +43,12 @@ class Metrics(BaseModel):
     version: str
     build: str
     metric: str = METRIC
-    steps: int
     queries: int
     documents: int
     skipped: int
-    before: dict[int, Result]
-    after: dict[int, Result]
+    before: ByDimension
+    stages: list[StageMetrics]
+    after: ByDimension  # of the exported model
     beside: dict[str, Result]
 
 
@@ -41,22 +65,48 @@ def evaluation(model: str, build: str, after: Result, before: Result | None) -> 
     )
 
 
+def progress_of(metrics: Metrics) -> dict[str, dict[int, Result]]:
+    """The results by dimension, in the order in which they came: before, after each stage, exported where that differs."""
+    rows = {"before training": metrics.before, **{f"after {stage.name}": stage.after for stage in metrics.stages}}
+    if not metrics.stages or metrics.stages[-1].after != metrics.after:
+        rows["exported"] = metrics.after
+    return rows
+
+
+def decisions(metrics: Metrics) -> list[str]:
+    """A sentence for each attempt of a stage that has a gate."""
+    said = []
+    for stage in metrics.stages:
+        for number, attempt in enumerate(stage.attempts, 1):
+            if attempt.needed is not None:
+                said.append(
+                    f"{stage.name}, attempt {number} at a learning rate of {attempt.learning_rate:.1e}: {metrics.metric} "
+                    f"{attempt.before:.4f} to {attempt.after:.4f} ({attempt.after - attempt.before:+.4f}, "
+                    f"needed {attempt.needed:+.4f}): {attempt.decision}."
+                )
+    return said
+
+
 def tables(metrics: Metrics) -> Group:
-    """nDCG@10 by dimension, and by category at the widest one."""
+    """nDCG@10 by dimension after each stage, what the gates decided, and the categories at the widest dimension."""
     widest = max(metrics.after)
     head = f"{metrics.metric} on the validation split: {metrics.queries:,} queries against {metrics.documents:,} documents"
     by_dimension = Table(title=head, title_justify="left")
     by_dimension.add_column("")
     for dimension in metrics.after:
         by_dimension.add_column(str(dimension), justify="right")
-    for name, results in (("before training", metrics.before), ("after training", metrics.after)):
+    rows = progress_of(metrics)
+    for name, results in rows.items():
         by_dimension.add_row(name, *(f"{results[dimension].score:.3f}" for dimension in metrics.after))
     gains = (metrics.after[dimension].score - metrics.before[dimension].score for dimension in metrics.after)
     by_dimension.add_row("gain", *(f"{gain:+.3f}" for gain in gains), end_section=True)
+    for name, results in rows.items():
+        if all(results[dimension].spearman is not None for dimension in metrics.after):
+            by_dimension.add_row(f"{name}, Spearman", *(f"{results[dimension].spearman:.3f}" for dimension in metrics.after))
     for name, each in metrics.beside.items():
         by_dimension.add_row(name, f"{each.score:.3f}")
     systems = {"before": metrics.before[widest], "after": metrics.after[widest], **metrics.beside}
-    return Group(by_dimension, category_table(systems, f"By category, at {widest} dimensions"))
+    return Group(by_dimension, *decisions(metrics), category_table(systems, f"By category, at {widest} dimensions"))
 
 
 def category_table(systems: Mapping[str, Result], title: str) -> Table:

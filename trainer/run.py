@@ -1,8 +1,9 @@
 """A run: what it does, and the folder that holds all that it writes.
 
-`run.json` (what decides the result), `config.yaml` (the whole config), `log.jsonl` (one line a step), `checkpoints/`,
-`before.json`, `model/` (the export), `evaluation.json` (for `datakit build --feedback`), and `metrics.json`, which is written
-last and makes the run finished.
+`run.json` (what decides the result), `config.yaml` (the whole config), `before.json` (what was measured before training), and for
+each stage a folder of its name (`NAME-2` where it was repeated) with `log.jsonl` (one line a step), `checkpoints/`, `model/` (the
+export) and `metrics.json`, which is written last and makes it finished. Beside them `model`, a link to the newest model that was
+passed, `metrics.json`, `evaluation.json` (for `datakit build --feedback`) and `report.html`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ import yaml
 from datakit import storage
 from datakit.assets import Assets, locate
 from datakit.errors import UserError
-from datakit.opened import Build
+from datakit.opened import Build, open_build
 from datakit.recipe import deciding
 from datakit.schema import digest
-from trainer.config import Config
+from trainer.config import Config, Stage
+
+_OURS = ("run.json", "config.yaml", "before.json", "model", "metrics.json", "evaluation.json", "report.html", "teacher")
 
 
 @dataclass(frozen=True)
 class Run:
     config: Config
-    build: Build
+    build: Build  # of the command line: all stages are measured on its validation split
+    builds: dict[str, Build]  # what each stage is trained on, by its name
     folder: str
     version: str
 
@@ -40,35 +44,71 @@ class Run:
         return f"{self.config.name}/{self.version}"
 
 
+def attempt_name(stage: Stage, number: int) -> str:
+    """The folder of a stage's first, second, ... attempt (number from 1)."""
+    return stage.name if number == 1 else f"{stage.name}-{number}"
+
+
+def stage_builds(config: Config, build: Build) -> dict[str, Build]:
+    """The build that each stage is trained on. Raises UserError where one is not there."""
+    return {stage.name: open_build(stage.data.build) if stage.data.build else build for stage in config.stages}
+
+
 def open_run(config: Config, build: Build, output: str | None) -> Run:
     """The run's folder: `output`, or `<config.output>/<name>/<version>`, so that another config or build has another folder.
 
-    Raises UserError where `output` holds something else.
+    A stage that has not begun may still be changed. Raises UserError where `output` holds something else.
     """
-    identity = {"config": deciding(config), "build": build.version, "base": _base_digest(config)}
-    identity = json.loads(json.dumps(identity))
+    names = [
+        attempt_name(stage, 1 + each) for stage in config.stages for each in range(1 + (stage.gate.repeats if stage.gate else 0))
+    ]
+    if taken := sorted(name for name in {*names} if name in _OURS or names.count(name) > 1):
+        raise UserError(f"Two things of the run would have the name '{taken[0]}'. Give the stage of that name another one.")
+    builds = stage_builds(config, build)
+    identity = _identity(config, build, builds)
     version = digest(json.dumps(identity, sort_keys=True))[:16]
     folder = os.path.expanduser(output or os.path.join(config.output, config.name, version))
     marker = os.path.join(folder, "run.json")
+    found = storage.read_json(marker) if os.path.isfile(marker) else None
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise UserError(f"The output '{folder}' is a file; a folder is needed there.")
-    if os.path.isfile(marker):
-        found = storage.read_json(marker)
-        if found != identity:
+    if found is not None:
+        differences = _differences(_begun(found, folder), _begun(identity, folder))
+        if differences:
             raise UserError(
-                f"'{folder}' holds a run that differs in: {', '.join(_differences(found, identity))}. "
-                "Choose another --output, or move that folder away."
+                f"'{folder}' holds a run that differs in: {', '.join(differences)}. "
+                "Choose another --output, or move that folder away (of a stage: its folder and those of the stages after it)."
             )
     elif os.path.isdir(folder) and os.listdir(folder):
         raise UserError(f"The output '{folder}' is not empty and holds no run. Choose another --output.")
-    else:
+    if found != identity:
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         # run.json first: a folder without it is somebody else's.
         storage.write_json(marker, identity)
         storage.write_bytes(os.path.join(folder, "config.yaml"), resolved.encode())
     if output is None:
-        _point(os.path.join(os.path.dirname(folder), "latest"), version)
-    return Run(config, build, folder, version)
+        point(os.path.join(os.path.dirname(folder), "latest"), version)
+    return Run(config, build, builds, folder, version)
+
+
+def _identity(config: Config, build: Build, builds: dict[str, Build]) -> dict[str, Any]:
+    """What decides the weights, as JSON."""
+    whole = deciding(config)
+    stages = {each["name"]: {**each, "build": builds[each["name"]].version} for each in whole.pop("stages")}
+    # All dimensions are measured before and after each stage.
+    dimensions = sorted({each for stage in config.stages for each in stage.loss.dimensions})
+    identity = {
+        "config": whole, "build": build.version, "base": _base_digest(config), "dimensions": dimensions,
+        "order of stages": list(stages), "stages": stages,
+    }  # fmt: skip
+    found: dict[str, Any] = json.loads(json.dumps(identity))
+    return found
+
+
+def _begun(identity: dict[str, Any], folder: str) -> dict[str, Any]:
+    """An identity without the stages that have not begun in a folder."""
+    order = [name for name in identity["order of stages"] if os.path.isdir(os.path.join(folder, name))]
+    return {**identity, "order of stages": order, "stages": {name: identity["stages"][name] for name in order}}
 
 
 def _base_digest(config: Config) -> str:
@@ -85,7 +125,7 @@ def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
     return [] if found == wanted else [place.removeprefix("config.")]
 
 
-def _point(link: str, target: str) -> None:
+def point(link: str, target: str) -> None:
     """Makes `link` a symlink to `target` in one go."""
     if os.path.islink(link) and os.readlink(link) == target:
         return

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from toys import save_base, tiny_config
 
 from datakit.errors import UserError
+from trainer.base import first_token_sees_last
 from trainer.config import ModelConfig
-from trainer.model import Encoder, chunks, first_token_sees_last, load_encoder
+from trainer.model import Encoder, Prompted, chunks, load_encoder
 
 TEXTS = ["the red house", "a", "what is green horse the river turns black and the stone falls", "find blue table", ""]
 KINDS = ["llama", "qwen2", "qwen3", "mistral"]
@@ -63,36 +64,40 @@ def test_a_base_that_stays_causal_is_refused(tmp_path: Path, tokenizer: transfor
         load_encoder(ModelConfig(base=folder))
 
 
+def bare(texts: list[str]) -> list[Prompted]:
+    return [Prompted("", text) for text in texts]
+
+
 def test_a_text_alone_and_in_a_batch_gives_the_same_vector_of_length_one(encoder: Encoder) -> None:
-    together = encoder.embed(TEXTS)
+    together = encoder.embed(bare(TEXTS))
     assert together.shape == (5, 32)
     assert np.isfinite(together).all()
     np.testing.assert_allclose(np.linalg.norm(together[:4], axis=1), 1.0, atol=1e-6)
     for number, text in enumerate(TEXTS):
-        np.testing.assert_allclose(encoder.embed([text])[0], together[number], atol=1e-6)
+        np.testing.assert_allclose(encoder.embed(bare([text]))[0], together[number], atol=1e-6)
     # Order in, order out, although texts go through sorted by length.
-    np.testing.assert_allclose(encoder.embed(TEXTS[::-1])[::-1], together, atol=1e-6)
+    np.testing.assert_allclose(encoder.embed(bare(TEXTS[::-1]))[::-1], together, atol=1e-6)
 
 
 def test_pooling_is_the_mean_over_the_tokens_of_the_text(encoder: Encoder) -> None:
-    (tokens,) = encoder.tokenize([TEXTS[0]])
+    (tokens,) = encoder.tokenize(bare([TEXTS[0]])).ids
     with torch.no_grad():
         hidden = encoder.base(input_ids=torch.tensor([tokens])).last_hidden_state[0].double().numpy()
     mean = hidden.mean(0)
-    np.testing.assert_allclose(encoder.embed(TEXTS[:3])[0], mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(encoder.embed(bare(TEXTS[:3]))[0], mean / np.linalg.norm(mean), atol=1e-6)
 
 
 def test_texts_are_cut_to_the_length_and_never_empty(encoder: Encoder) -> None:
     long = " ".join(["red"] * 100)
-    assert [len(each) for each in encoder.tokenize([long, "red", ""])] == [24, 1, 1]
-    assert len(encoder.tokenize([long], 5)[0]) == 5
+    assert [len(each) for each in encoder.tokenize(bare([long, "red", ""])).ids] == [24, 1, 1]
+    assert len(encoder.tokenize(bare([long]), 5).ids[0]) == 5
 
 
 def test_chunks_hold_every_text_once_within_the_budget() -> None:
-    tokens = [[0] * length for length in (1, 1, 2, 3, 5, 8, 8, 30)]
-    found = chunks(range(8), tokens, 16)
-    assert [number for chunk in found for number in chunk] == list(range(8))
-    assert all(len(chunk) * max(len(tokens[number]) for number in chunk) <= 16 or len(chunk) == 1 for chunk in found)
+    lengths = [8, 1, 2, 30, 5, 8, 3, 1]
+    found = chunks(lengths, 16)
+    assert [number for chunk in found for number in chunk] == [1, 7, 2, 6, 4, 0, 5, 3]
+    assert all(len(chunk) * max(lengths[number] for number in chunk) <= 16 or len(chunk) == 1 for chunk in found)
 
 
 def test_the_first_layers_are_those_of_the_base(tiny_base: str) -> None:
@@ -103,7 +108,7 @@ def test_the_first_layers_are_those_of_the_base(tiny_base: str) -> None:
 
 
 def test_embeddings_can_be_left_as_they_are(tiny_base: str) -> None:
-    frozen = load_encoder(ModelConfig(base=tiny_base, train_embeddings=False))
+    frozen = load_encoder(ModelConfig(base=tiny_base, embeddings="frozen"))
     assert [name for name, value in frozen.named_parameters() if not value.requires_grad] == ["base.embed_tokens.weight"]
     assert all(value.requires_grad for value in load_encoder(ModelConfig(base=tiny_base)).parameters())
 

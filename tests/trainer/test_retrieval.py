@@ -91,6 +91,7 @@ def tiny_task(categories: list[str], relevant: list[list[int]], documents: int) 
         categories=categories,
         candidates=[None] * len(categories),
         skipped=0,
+        pairs=None,
     )
 
 

@@ -26,12 +26,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
 
 def test_help_names_what_a_person_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    status, shown, _ = run(monkeypatch, capsys, "train", "--help")
+    status, shown, _ = run(monkeypatch, capsys, "run", "--help")
     assert status == 0
-    for word in ("CONFIG", "--data", "--output", "goes on where a run was stopped", "evaluation.json"):
+    for word in ("CONFIG", "--data", "--output", "--dry-run", "goes on where a run was stopped", "evaluation.json"):
         assert word in shown
     status, shown, _ = run(monkeypatch, capsys, "--help")
-    assert "train" in shown
+    assert all(word in shown for word in ("run", "train"))
     assert "evaluate" in shown
 
 
@@ -39,9 +39,12 @@ def test_help_names_what_a_person_needs(monkeypatch: pytest.MonkeyPatch, capsys:
     ("change", "expected"),
     [
         ({"model": {"layer": 2}}, "train.yaml:{line}: model.layer: unknown key 'layer'. Did you mean 'layers'?"),
-        ({"training": {"steps": "many"}}, "train.yaml:{line}: training.steps: found 'many'"),
+        ({"training": {"steps": "many"}}, "train.yaml:{line}: stages.0.training.steps: found 'many'"),
         ({"training": {"epochs": 1}}, "steps and epochs: give one of the two"),
-        ({"loss": {"dimensions": [64, 32]}}, "loss.dimensions holds 64; the base '{base}' has 32 dimensions"),
+        (
+            {"loss": {"dimensions": [64, 32]}},
+            "Stage 'one': loss.dimensions holds 64; the base '{base}' gives vectors of 32 dimensions",
+        ),
         ({"loss": {"dimensions": [8, 8]}}, "different whole numbers"),
         ({"loss": {"weights": [1.0]}}, "weights has 1 values for 2 dimensions"),
         ({"model": {"layers": 7}}, "has 3 layers"),
@@ -62,7 +65,7 @@ def test_mistakes_in_the_file_are_one_sentence_and_status_2(
 ) -> None:
     value = toy_config(tiny_base).model_dump(mode="json")
     for name, part in change.items():
-        value[name].update(part)
+        (value["stages"][0] if name in value["stages"][0] else value)[name].update(part)
     file = tmp_path / "train.yaml"
     file.write_text(yaml.safe_dump(value))
     key = next(iter(next(iter(change.values()))))
@@ -116,7 +119,7 @@ def test_train_prints_a_table_and_evaluate_repeats_its_numbers(
         main()
     shown = capsys.readouterr().out
     metrics = json.loads((output / "metrics.json").read_text())
-    for word in ("before training", "after training", "BM25", "others", f"{metrics['after']['8']['score']:.3f}"):
+    for word in ("before training", "after one", "BM25", "others", f"{metrics['after']['8']['score']:.3f}"):
         assert word in shown
     scores = tmp_path / "scores.json"
     status, _, _ = run(

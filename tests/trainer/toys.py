@@ -15,7 +15,7 @@ import yaml
 from datakit.opened import Build
 from datakit.schema import text_id
 from trainer.cli import main
-from trainer.config import Config
+from trainer.config import Config, Stage
 
 COLOURS = ["red", "green", "blue", "white", "black", "brown", "grey", "pink"]
 THINGS = ["house", "horse", "table", "river", "stone", "apple", "window", "shirt"]
@@ -69,21 +69,32 @@ def toy_rows(category: str = "things", start: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def toy_config(base: str, **more: Any) -> Config:
+STAGE: dict[str, Any] = {
+    "name": "one",
+    "data": {"batch_size": 16, "negatives": 1},
+    "loss": {"dimensions": [32, 8]},
+    "optimizer": {"learning_rate": 2e-3},
+    "training": {"steps": 12},
+}
+
+
+def toy_config(base: str, stages: Sequence[dict[str, Any]] = ({},), **more: Any) -> Config:
+    """A run of stages that each change STAGE; what else is named changes all stages where it is a part of one, else the run."""
     value: dict[str, Any] = {
         "name": "toy",
         "seed": 5,
         "model": {"base": base, "max_length": 24},
-        "data": {"batch_size": 16, "negatives": 1},
-        "loss": {"dimensions": [32, 8]},
-        "optimizer": {"learning_rate": 2e-3},
-        "training": {"steps": 12},
         "checkpoint": {"every": 4},
         "evaluation": {"bm25": False},
     }
-    for name, part in more.items():
-        value[name] = {**value[name], **part} if isinstance(part, dict) else part
-    return Config.model_validate(value)
+    shared = {name: more.pop(name) for name in list(more) if name in Stage.model_fields and name != "name"}
+    return Config.model_validate(merged(value, more) | {"stages": [merged(merged(STAGE, shared), stage) for stage in stages]})
+
+
+def merged(value: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """`value` with what `more` changes in it, one level down."""
+    changed = {name: {**(value.get(name) or {}), **part} if isinstance(part, dict) else part for name, part in more.items()}
+    return value | changed
 
 
 def write_config(path: Path, config: Config) -> str:

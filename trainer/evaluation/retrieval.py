@@ -14,7 +14,8 @@ from datakit.errors import UserError
 from datakit.opened import Build
 from datakit.schema import digest, text_id
 from trainer.data import part_files, usable_blocks
-from trainer.model import first_line, quiet
+from trainer.evaluation.similarity import Pairs, load_pairs, spearman
+from trainer.model import Encoder, first_line, quiet
 
 METRIC = "ndcg@10"
 CUTOFF = 10
@@ -31,6 +32,7 @@ class Task:
     categories: list[str]
     candidates: list[np.ndarray | None]  # the only documents that are ranked, for rows without in-batch negatives
     skipped: int  # queries with nothing to rank their positives against
+    pairs: Pairs | None  # the graded rows, where there are some
 
 
 class CategoryResult(BaseModel):
@@ -39,10 +41,11 @@ class CategoryResult(BaseModel):
 
 
 class Result(BaseModel):
-    """nDCG@10: the mean over all queries, and by category."""
+    """nDCG@10: the mean over all queries, and by category. Spearman's correlation on graded rows, where there are some."""
 
     score: float
     categories: dict[str, CategoryResult]
+    spearman: float | None = None
 
 
 def load_task(build: Build, most_queries: int | None = None, most_documents: int | None = None) -> Task:
@@ -57,7 +60,8 @@ def load_task(build: Build, most_queries: int | None = None, most_documents: int
     queries: dict[tuple[str, str], tuple[str, str | None]] = {}
     positives: dict[str, set[str]] = {}
     limited: dict[tuple[str, str], set[str]] = {}
-    for block in usable_blocks(part_files(build, "validation")):
+    files = part_files(build, "validation")
+    for block in usable_blocks(files):
         for row in block.to_pylist():
             query = row["query_id"] or text_id(row["query"])
             place = (row["category"], query)
@@ -71,6 +75,10 @@ def load_task(build: Build, most_queries: int | None = None, most_documents: int
     places = [place for place in sorted(queries) if place not in limited or not limited[place] <= positives[place[1]]]
     skipped = len(queries) - len(places)
     places = sorted(sorted(places, key=lambda place: digest("queries", *place))[:most_queries])
+    if not places:
+        raise UserError(
+            f"The build '{build.path}' has no query in 'validation' that can be ranked. Build it with a larger split."
+        )
     needed = {key for place in places for key in positives[place[1]]}
     others = sorted((key for key in documents if key not in needed), key=lambda key: digest("documents", key))
     if most_documents is not None:
@@ -88,6 +96,7 @@ def load_task(build: Build, most_queries: int | None = None, most_documents: int
         categories=[place[0] for place in places],
         candidates=[numbers(limited[place] | positives[place[1]]) if place in limited else None for place in places],
         skipped=skipped,
+        pairs=load_pairs(files),
     )
 
 
@@ -129,6 +138,20 @@ def evaluate_vectors(task: Task, queries: np.ndarray, documents: np.ndarray, dim
     for dimension in dimensions:
         q, d = unit(queries[:, :dimension]), unit(documents[:, :dimension])
         results[dimension] = result(task, (q[start : start + BLOCK] @ d.T for start in range(0, len(q), BLOCK)))
+    return results
+
+
+def measure(encoder: Encoder, task: Task, dimensions: Sequence[int]) -> dict[int, Result]:
+    """The result of a model that is trained, at each dimension."""
+    queries = encoder.embed([encoder.query_text(text, instruction) for text, instruction in task.queries])
+    documents = encoder.embed([encoder.document_text(text, instruction) for text, instruction in task.documents])
+    results = evaluate_vectors(task, queries, documents, dimensions)
+    if task.pairs is not None:
+        left = encoder.embed([encoder.query_text(text, instruction) for text, instruction in task.pairs.queries])
+        right = encoder.embed([encoder.document_text(text, instruction) for text, instruction in task.pairs.documents])
+        for dimension, found in results.items():
+            cosines = (unit(left[:, :dimension]) * unit(right[:, :dimension])).sum(1)
+            found.spearman = spearman(cosines, task.pairs.scores)
     return results
 
 

@@ -1,0 +1,108 @@
+"""The gradients of a step, whichever way memory is saved, are those of the definition: every loss, every way, dropout on."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import naive_losses
+import pytest
+import torch
+import transformers
+from toys import MakeBuild, save_base, tiny_config, toy_rows
+
+from datakit.opened import Build
+from trainer import gradcache, loop
+from trainer.config import ModelConfig, Stage
+from trainer.data import TrainingRows
+from trainer.dryrun import pretended
+from trainer.losses import batch_loss
+from trainer.model import Encoder, load_encoder
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "InfoNCE": {},
+    "hard": {"false_negative_margin": 0.05},
+    "focal": {"focal": {"gamma": 0.5, "detach": False}},
+    "mixing": {"mixing": {"pairs": 1, "lists": 1}},
+    "KL": {"contrastive": 0.0, "distillation": {"teacher": "random"}},
+    "all": {
+        "form": "qwen3", "false_negative_margin": 0.1, "focal": {}, "mixing": {}, "distillation": {"teacher": "random"},
+        "triangle": {"epsilon": 0.1},
+    },
+}  # fmt: skip
+WAYS = {"plain": (False, False), "gradient caching": (True, False), "checkpointing": (False, True), "both": (True, True)}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: transformers.PreTrainedTokenizerFast) -> str:
+    return save_base(tmp_path_factory.mktemp("qwen3"), tokenizer, tiny_config("qwen3", attention_dropout=0.2, head_dim=8))
+
+
+def encoder_of(base: str, checkpointing: bool, **more: Any) -> Encoder:
+    encoder = load_encoder(
+        ModelConfig.model_validate({"base": base, "max_length": 24, "projection": 16, **more}), seed=1
+    ).double()
+    encoder.chunk_tokens = 40  # several chunks
+    encoder.activation_checkpointing(checkpointing)
+    return encoder.train()
+
+
+def collected(encoder: Encoder) -> dict[str, torch.Tensor]:
+    return {name: value.grad.to_dense() for name, value in encoder.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize(("loss", "dimensions"), list(itertools.product(LOSSES, ([], [16, 8, 4]))))
+def test_every_way_gives_the_gradients_of_the_definition(
+    loss: str, dimensions: list[int], base: str, toy_build: Build, tmp_path: Path
+) -> None:
+    value = {"name": "one", "loss": {**LOSSES[loss], "dimensions": dimensions}, "training": {"steps": 1}}
+    stage = Stage.model_validate({**value, "data": {"batch_size": 12, "negatives": 0 if loss == "InfoNCE" else 2}})
+    rows = TrainingRows(toy_build, str(tmp_path), stage, 0)
+    naive = encoder_of(base, False)
+    batch = rows.batch(0, 0, naive, 0.0)
+    teacher = pretended(batch, "embeddings") if stage.loss.distillation else None
+    targets = loop.targets_of(batch, teacher, naive.device)
+    texts, count = batch.queries + batch.documents, len(batch.queries)
+    tokens = naive.tokenize(texts)
+    assert len(naive.chunks(tokens)) > 2
+
+    vectors = naive(tokens, 3)
+    expected_loss = naive_losses.naive_loss(vectors[:count], vectors[count:], targets, stage.loss, 0.05, 3)
+    torch.autograd.backward(expected_loss)
+    expected = collected(naive)
+    assert set(expected) == {name for name, value in naive.named_parameters() if value.requires_grad}
+
+    def objective(vectors: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return batch_loss(vectors[:count], vectors[count:], targets, stage.loss, 0.05, 3)
+
+    for cached, checkpointing in WAYS.values():
+        encoder = encoder_of(base, checkpointing)
+        gradcache.backward(encoder, tokens, 3, objective, cached)
+        found = collected(encoder)
+        assert set(found) == set(expected)
+        for name, gradient in expected.items():
+            assert gradient.norm() > 0, name
+            assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm(), (name, cached, checkpointing)
+
+
+def test_dropout_is_on_and_a_function_of_the_seed(base: str) -> None:
+    encoder = encoder_of(base, False)
+    tokens = encoder.tokenize([encoder.query_text("what is red house", None), encoder.query_text("where", None)])
+    first, again, other = (encoder(tokens, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+@pytest.mark.parametrize("embeddings", ["trained", "sparse"])
+def test_gradients_of_embeddings_are_the_same_sparse_or_dense(embeddings: str, base: str, make_build: MakeBuild) -> None:
+    found = encoder_of(base, False, embeddings=embeddings)
+    dense = encoder_of(base, False)
+    dense.base.get_input_embeddings().sparse = False
+    for encoder in (found, dense):
+        tokens = encoder.tokenize([encoder.query_text(row["query"], None) for row in toy_rows()])
+        gradcache.backward(encoder, tokens, 0, lambda vectors: ((vectors * torch.arange(16)).square().sum(), {}), True)
+    assert found.embedding_parameter.grad is not None
+    assert found.embedding_parameter.grad.is_sparse == (embeddings == "sparse")
+    for name, gradient in collected(dense).items():
+        assert torch.allclose(collected(found)[name], gradient, rtol=1e-9), name

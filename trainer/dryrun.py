@@ -1,0 +1,104 @@
+"""What a run would do, checked as far as this machine can: config, base, builds, and one batch of each stage. Writes nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from datakit.assets import locate
+from datakit.errors import UserError
+from datakit.opened import Build
+from trainer import loop, stages
+from trainer.batch import Batch, pairs
+from trainer.config import Config, Stage
+from trainer.data import TrainingRows
+from trainer.evaluation import retrieval
+from trainer.run import stage_builds
+from trainer.teacher import DOCUMENT, QUERY, Teacher, hashes, item_keys
+
+
+def check(config: Config, build: Build | None, only: str | None) -> Iterator[str]:
+    """A line for each thing that was looked at. Raises UserError for what a run would be refused for."""
+    chosen = [stage for stage in config.stages if only in (None, stage.name)]
+    if not chosen:
+        raise UserError(f"There is no stage '{only}'; the config has: {', '.join(stage.name for stage in config.stages)}.")
+    yield f"{config.name}: {len(config.stages)} stages, {', '.join(stage.name for stage in config.stages)}"
+    here = os.path.exists(locate(config.model.base))
+    if not here:
+        yield f"The base '{config.model.base}' is not on this machine. Nothing was tried with it, and nothing was downloaded."
+    builds = {} if build is None else stage_builds(config, build)
+    for stage in chosen:
+        yield f"{stage.name}: {said(stage)}"
+        if here:
+            encoder = stages.prepared(config, stage)
+            stages.matryoshka_dimensions(config, encoder)
+            count = sum(each.numel() for each in encoder.parameters() if each.requires_grad)
+            yield f"{stage.name}: {count / 1e6:,.1f}M trained parameters on {encoder.device}, {encoder.dimension} dimensions"
+        if stage.name not in builds:
+            yield f"{stage.name}: no build is given (--data), so that rows and steps are not known"
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows = TrainingRows(builds[stage.name], folder, stage, stages.stage_seed(config, stage))
+            if not here:
+                size = f"{len(rows):,} rows in {len(rows.groups)} groups, {rows.batches_per_epoch:,} batches an epoch"
+                yield f"{stage.name}: {size}"
+                continue
+            task = retrieval.Task([], [], [], [], [], 0, None)
+            job = loop.Job(config, stage, folder, encoder, rows, None, task, [])
+            yield f"{stage.name}: {stages.size(job)}"
+            yield f"{stage.name}: {tried(job)}"
+
+
+def said(stage: Stage) -> str:
+    """A stage in one line."""
+    loss, training = stage.loss, stage.training
+    length = f"{training.steps:,} steps" if training.steps else f"{training.epochs} epochs"
+    batch = stage.data.batch_size * training.accumulate
+    terms = [
+        "InfoNCE" if loss.contrastive and loss.form == "documents" else "InfoNCE as Qwen3" if loss.contrastive else None,
+        f"focal gamma {loss.focal.gamma:g}" if loss.focal else None,
+        "mixed negatives" if loss.mixing else None,
+        f"KL to {loss.distillation.teacher}" if loss.distillation else None,
+        loss.similarity.kind if loss.similarity else None,
+        "triangle" if loss.triangle else None,
+    ]
+    return (
+        f"{length} of {batch:,} rows, {stage.data.negatives} negatives each, rate {stage.optimizer.learning_rate:g}, "
+        f"temperature {loss.temperature:g}, {', '.join(filter(None, terms))}, "
+        f"dimensions {'/'.join(map(str, loss.dimensions)) or 'all'}"
+    )
+
+
+def tried(job: loop.Job) -> str:
+    """One batch forward and backward, without a step."""
+    batch = job.rows.batch(0, 0, job.encoder, 0.0)
+    job.encoder.train()
+    distillation = job.stage.loss.distillation
+    teacher = pretended(batch, distillation.kind) if distillation else None
+    whole = replace(job, teacher=teacher)
+    scaler = torch.amp.GradScaler(job.encoder.device.type, enabled=False)
+    found = loop.backward(batch, 1.0, 0, whole, job.stage.loss.temperature, scaler)
+    norm = loop.clip(job.encoder.parameters(), job.stage.optimizer.clip)
+    return (
+        f"tried a batch of {len(batch.row_ids)} rows of '{batch.group}', {len(batch.documents)} documents, "
+        f"{found['tokens'].item():,.0f} tokens: loss {found['loss'].item():.3f}, gradient {norm:.3g}"
+        + ("; with random vectors in the teacher's place" if teacher is not None else "")
+    )
+
+
+def pretended(batch: Batch, kind: Literal["embeddings", "scores"]) -> Teacher:
+    """A teacher that gives random values to the texts of one batch: the real one would read all texts first."""
+    queries, documents = ([each.text for each in texts] for texts in (batch.queries, batch.documents))
+    if kind == "scores":
+        items = np.unique(pairs(hashes(queries)[:, None], hashes(documents)[None, :]))
+    else:
+        items = np.unique(np.concatenate([item_keys(QUERY, queries), item_keys(DOCUMENT, documents)]))
+    values = np.random.Generator(np.random.Philox(key=0)).standard_normal((len(items), 1 if kind == "scores" else 8))
+    values = values if kind == "scores" else values / np.linalg.norm(values, axis=1, keepdims=True)
+    return Teacher("random", kind, items, [values.astype(np.float32)], len(items))

@@ -1,0 +1,38 @@
+"""Gradients of a whole batch, with or without its activations in memory (Gao et al. 2021, arXiv 2101.06983)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trainer.losses import Statistics
+from trainer.model import Encoder, Tokens
+
+Objective = Callable[[Tensor], tuple[Tensor, Statistics]]
+
+
+def backward(encoder: Encoder, tokens: Tokens, seed: int, objective: Objective, cached: bool) -> Statistics:
+    """Adds the gradients of objective(vectors [len(tokens), dimension]) -> (loss, statistics) to the encoder's parameters.
+
+    With `cached`, the vectors are computed without activations; the loss gives the gradient of each vector; and each chunk of
+    texts is computed once more, and carries its part back. Memory is then that of one chunk. Dropout is a function of seed and
+    chunk, so that both passes drop the same, and both ways give the same gradients.
+    """
+    if not cached:
+        loss, statistics = objective(encoder(tokens, seed))
+        torch.autograd.backward(loss)
+        return statistics
+    chunks = encoder.chunks(tokens)
+    with torch.no_grad():
+        vectors = encoder(tokens, seed)
+    loss, statistics = objective(vectors.requires_grad_())
+    (gradient,) = torch.autograd.grad(loss, vectors)
+    embedding = encoder.embedding_parameter
+    for chunk in chunks:
+        torch.autograd.backward(encoder.chunk_vectors(tokens, chunk, seed), gradient[chunk])
+        if embedding.grad is not None and embedding.grad.is_sparse:
+            # Sums the rows that chunks share; else the gradient grows with the batch.
+            embedding.grad = embedding.grad.coalesce()
+    return statistics

@@ -1,0 +1,171 @@
+"""A run, stage by stage: train, measure, export, and go where the gate says. What is finished is not done again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from datakit import storage
+from datakit.errors import BuildError, UserError
+from datakit.opened import Build
+from datakit.schema import digest
+from trainer import checkpoint, loop
+from trainer.config import Config, Stage
+from trainer.data import TrainingRows
+from trainer.evaluation import retrieval
+from trainer.export import export
+from trainer.model import Encoder, load_encoder
+from trainer.outcome import Decision, Outcome, baseline, best, decide, metrics_of, of_stage, publish
+from trainer.report import Metrics, StageMetrics
+from trainer.run import Run, attempt_name, open_run
+from trainer.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+
+def do(config: Config, build: Build, output: str | None, console: Console, only: str | None = None) -> tuple[Run, Metrics]:
+    """Does all stages, or the stage `only`, or what is left of them. However often it was stopped, the weights are the same.
+
+    On CPUs to the bit. Raises BuildError where a gate stops the run, UserError where a stage before `only` is not done.
+    """
+    run = open_run(config, build, output)
+    last = last_stage(config, only)
+    done: list[StageMetrics] = []
+    previous: Outcome | None = None
+    start: Path | None = None
+    if finished(run, last):
+        log.info("This is finished; nothing is left to do.")
+    for stage in config.stages[: config.stages.index(last) + 1]:
+        fresh = not finished(run, stage)
+        if fresh and stage is not last and only is not None:
+            raise UserError(
+                f"Stage '{only}' begins with the weights of '{stage.name}', which is not finished in '{run.folder}'. "
+                f"Train it first, with --stage {stage.name}, or all stages with `trainer run`."
+            )
+        attempts: list[Outcome] = []
+        decision: Decision = "repeat"
+        while decision == "repeat":
+            attempts.append(attempt(run, stage, len(attempts) + 1, start, previous, console))
+            decision = decide(stage.gate, attempts)
+        done.append(of_stage(stage, attempts))
+        previous = attempts[best(attempts)]
+        folder = attempt_name(stage, best(attempts) + 1)
+        if decision == "stop":
+            publish(run, metrics_of(run, done), None if start is None else os.path.join(start.parents[1].name, "model"))
+            raise BuildError(stopped(run, stage, previous))
+        start = checkpoint.place(run.path(folder, "checkpoints"), previous.taken)
+        # What a stop kept from being published is published with the stage that follows.
+        if fresh or (stage is last and only is None):
+            publish(run, metrics_of(run, done), os.path.join(folder, "model"))
+    return run, metrics_of(run, done)
+
+
+def last_stage(config: Config, only: str | None) -> Stage:
+    """The last stage that is to be done: the one that is named, else the last of all."""
+    found = [stage for stage in config.stages if only in (None, stage.name)]
+    if not found:
+        raise UserError(f"There is no stage '{only}'; the config has: {', '.join(stage.name for stage in config.stages)}.")
+    return found[-1]
+
+
+def finished(run: Run, stage: Stage) -> bool:
+    """Whether a stage is done and was passed."""
+    repeats = stage.gate.repeats if stage.gate else 0
+    paths = [run.path(attempt_name(stage, number), "metrics.json") for number in range(1, repeats + 2)]
+    found = [Outcome.model_validate(storage.read_json(path)) for path in paths if os.path.isfile(path)]
+    return bool(found) and decide(stage.gate, found) == "go on"
+
+
+def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: Outcome | None, console: Console) -> Outcome:
+    """An attempt (from 1) at a stage, from the weights of the checkpoint `start`, else the base's; each at a lower rate."""
+    config, folder = run.config, run.path(attempt_name(stage, number))
+    path = os.path.join(folder, "metrics.json")
+    if os.path.isfile(path):
+        return Outcome.model_validate(storage.read_json(path))
+    if number > 1 and stage.gate is not None:
+        lower = stage.optimizer.learning_rate * stage.gate.repeat_rate ** (number - 1)
+        stage = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"learning_rate": lower})})
+        log.info("Stage '%s' is repeated from where it began, with a learning rate of %.2g", stage.name, lower)
+    encoder = prepared(config, stage)
+    dimensions = matryoshka_dimensions(config, encoder)
+    task = retrieval.load_task(run.build, config.evaluation.queries, config.evaluation.documents)
+    before = previous.after if previous else baseline(run, encoder, task, dimensions)
+    if start is not None:
+        checkpoint.load_weights(start, encoder)
+    os.makedirs(folder, exist_ok=True)
+    rows = TrainingRows(run.builds[stage.name], folder, stage, stage_seed(config, stage))
+    teacher = Teacher.open(stage.loss.distillation, rows, run.path("teacher")) if stage.loss.distillation else None
+    job = loop.Job(config, stage, folder, encoder, rows, teacher, task, dimensions)
+    log.info("Stage '%s': %s; %s on %s", stage.name, size(job), encoder.compute, encoder.device)
+    taken = loop.train(job, console)
+    if taken != job.steps:
+        checkpoint.load_weights(checkpoint.place(job.checkpoints, taken), encoder)
+    log.info("Stage '%s': measuring its model on %d queries and %d documents", stage.name, len(task.queries), len(task.documents))
+    outcome = Outcome(
+        learning_rate=stage.optimizer.learning_rate,
+        steps=job.steps,
+        seconds=seconds(os.path.join(folder, "log.jsonl")),
+        taken=taken,
+        before=before,
+        after=retrieval.measure(encoder, task, dimensions),
+    )
+    build = run.builds[stage.name].version
+    scores = {dimension: each.score for dimension, each in outcome.after.items()}
+    export(encoder, os.path.join(folder, "model"), rows.prompts(encoder), run.title, build, dimensions, scores)
+    storage.write_json(path, outcome.model_dump(mode="json"))
+    return outcome
+
+
+def prepared(config: Config, stage: Stage) -> Encoder:
+    """The base on the device, set up for a stage."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling fresh memory with NaN finds bugs; here it would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    encoder = load_encoder(config.model, config.seed).to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.compute = loop.compute_type(stage.training.precision, encoder.device)
+    encoder.chunk_tokens = stage.training.chunk_tokens
+    encoder.activation_checkpointing(stage.training.activation_checkpointing)
+    return encoder
+
+
+def stage_seed(config: Config, stage: Stage) -> int:
+    """Stages on one build see its rows in different orders."""
+    return int(digest("stage", str(config.seed), stage.name)[:15], 16)
+
+
+def matryoshka_dimensions(config: Config, encoder: Encoder) -> list[int]:
+    """The dimensions of all stages, widest first. All of them are measured before and after each stage."""
+    for stage in config.stages:
+        if (widest := max(stage.loss.dimensions, default=0)) > encoder.dimension:
+            raise UserError(
+                f"Stage '{stage.name}': loss.dimensions holds {widest}; the base '{config.model.base}' gives vectors of "
+                f"{encoder.dimension} dimensions, and that is the largest allowed."
+            )
+    found = {dimension for stage in config.stages for dimension in stage.loss.dimensions or [encoder.dimension]}
+    return sorted(found, reverse=True)
+
+
+def size(job: loop.Job) -> str:
+    return f"{len(job.rows):,} rows in {len(job.rows.groups)} groups, {job.steps:,} steps"
+
+
+def seconds(path: str) -> float:
+    """What the steps in a log took together, however often they were interrupted."""
+    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return round(float(sum(line["tokens"] / line["tokens_per_second"] for line in lines)), 1)
+
+
+def stopped(run: Run, stage: Stage, outcome: Outcome) -> str:
+    """The sentence for a run that a gate stops."""
+    before, after = outcome.scores
+    wanted = stage.gate.min_gain if stage.gate else 0.0
+    return (
+        f"Stage '{stage.name}' was not passed: {retrieval.METRIC} went from {before:.4f} to {after:.4f} ({after - before:+.4f}), "
+        f"and its gate asks for {wanted:+.4f}. '{run.path('report.html')}' shows the run. To try again, change the stage, move "
+        f"'{run.path(stage.name)}' and its repeats away, and run with --output {run.folder}: what came before is kept."
+    )
