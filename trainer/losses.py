@@ -1,76 +1,315 @@
-"""Losses: pure functions of vectors, targets and a config.
+"""The losses of a batch: pure functions of the cosines of one Matryoshka prefix, each returning one number a row.
 
-Each is a function of similarities that gives one number a row, so that they compose: a row's loss is their weighted sum, the loss
-the mean over rows and the weighted mean over Matryoshka dimensions. Similarities are cosines, float32 at least, outside autocast.
+They compose because they see cosines only: `trainer.matryoshka` makes these for every prefix, and carries the gradients back.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 
-from trainer.config import Distillation, Focal, LossConfig, Mixing, Triangle
-from trainer.matryoshka import Pairing, Statistics, Texts, Tile, WithGradients, by_blocks, row_cosines
+from trainer.config import Focal, LossConfig, Mixing, Triangle
+from trainer.matryoshka import Block, cosine_pairs, in_blocks
 
-# Added to a logit that is left out. Finite, so that a row with nothing left has no NaN; its exp is 0 beside any cosine.
-LEFT_OUT = -1e30
+Statistics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch of B queries and N documents asks for. All tensors are on the device of the vectors."""
+    """What B queries and N documents are to each other. All on the device of the vectors."""
 
     positive: Tensor  # [B] int64: the document of each row
     candidates: Tensor  # [B, N] bool: documents in the row's denominator, its positive among them
     own: Tensor  # [B, K] int64: the row's mined negatives among the documents, -1 where absent
-    equal_queries: (
-        Tensor  # [B, B] bool: queries that are no negatives of each other (qwen3); all of them for a row without in-batch ones
-    )
-    positives: Tensor  # [B, N] bool: documents that are a positive of the row's query, known anywhere in the data
-    scores: Tensor | None = None  # [B] float: graded rows. Then only the similarity loss applies, to (query, positive)
-    teacher_vectors: tuple[Tensor, Tensor] | None = None  # queries [B, t], documents [N, t], norm 1
-    teacher_scores: Tensor | None = None  # [B, 1 + K]: of the positive and of `own`, NaN where absent
-
-    def of(self, rows: slice) -> Targets:
-        """The same for some of the rows."""
-        teacher = self.teacher_vectors
-        return Targets(
-            **{name: getattr(self, name)[rows] for name in ("positive", "candidates", "own", "equal_queries", "positives")},
-            teacher_vectors=None if teacher is None else (teacher[0][rows], teacher[1]),
-            teacher_scores=None if self.teacher_scores is None else self.teacher_scores[rows],
-        )
-
-    def negatives(self) -> Tensor:
-        """[B, N] bool: candidates that are no positive of the query."""
-        return (self.candidates & ~self.positives).scatter(1, self.positive[:, None], False)
-
-    def own_negatives(self) -> Tensor:
-        """[B, K] bool: which of `own` are there, and are no positive of the query."""
-        place = self.own.clamp(min=0)
-        return (self.own >= 0) & self.candidates.gather(1, place) & ~self.positives.gather(1, place)
+    equal_queries: Tensor  # [B, B] bool: queries that are equal or have a positive in common
+    positives: Tensor  # [B, N] bool: documents that are a positive of the row's query
+    scores: Tensor | None = None  # [B]: of graded rows; then only the loss of similarities applies
+    teacher_vectors: tuple[Tensor, Tensor] | None = None  # queries [B, t], documents [N, t], of norm 1
+    teacher_scores: Tensor | None = None  # [B, 1 + K]: a cross-encoder's, of the positive and of `own`, NaN where absent
 
 
 def batch_loss(
     queries: Tensor, documents: Tensor, targets: Targets, config: LossConfig, temperature: float, seed: int
 ) -> tuple[Tensor, Statistics]:
-    """The loss of queries [B, d] and documents [N, d], and what is seen of it: detached scalars, at the widest dimension.
+    """The loss of a batch, and what is worth watching: the mean over rows, the weighted mean over dimensions, the sum over terms.
 
-    temperature: of InfoNCE, as annealed. seed: decides what mixing draws, for each row by its place. The gradient is exact, taken
-    with the loss; a second derivative is an error.
+    queries [B, d], documents [N, d]. At each Matryoshka dimension (Kusupati et al. 2022, arXiv 2205.13147, eq. 1) a vector is its
+    first components, brought to norm 1. `seed` decides what `mixing` draws. Everything is float32 at least, outside autocast.
     """
     kind = torch.promote_types(queries.dtype, torch.float32)
     dimensions = sorted(config.dimensions or [queries.shape[1]])
     given = dict(zip(config.dimensions or dimensions, config.weights or [1.0] * len(dimensions), strict=True))
-    shares = [given[dimension] / sum(given.values()) for dimension in dimensions]
+    weights = [given[dimension] / sum(given.values()) for dimension in dimensions]
     with torch.autocast(queries.device.type, enabled=False):
         queries, documents = queries.to(kind), documents.to(kind)
         if targets.scores is not None:
-            losses, statistics = graded_losses(queries, documents, targets, config, dimensions)
-        ...
+            return graded(queries, documents, targets, config, dimensions, weights)
+        mixed = draw_mixtures(targets.own, config.mixing, seed) if config.mixing else None
+
+        def rows(block: Block) -> tuple[Tensor, Statistics]:
+            return row_losses(block, targets, mixed, config, temperature, weights)
+
+        other_queries = config.form == "qwen3" and config.contrastive > 0
+        loss, statistics = in_blocks(queries, documents, targets.positive, targets.own, dimensions, rows, other_queries)
+    return loss, statistics
+
+
+def row_losses(
+    block: Block, targets: Targets, mixed: Mixtures | None, config: LossConfig, temperature: float, weights: list[float]
+) -> tuple[Tensor, Statistics]:
+    """The sum of the losses of some rows over all dimensions, and sums of statistics over these rows."""
+    rows, widest = block.rows, block.cosines[-1].detach()
+    positive, candidates, own = targets.positive[rows], targets.candidates[rows], targets.own[rows]
+    at = torch.arange(len(positive), device=positive.device)
+    left, statistics = candidates, Statistics()
+    if config.false_negative_margin is not None:
+        ceiling = widest[at, positive] + config.false_negative_margin
+        left = candidates & (widest <= ceiling[:, None])
+        statistics["false_negatives"] = 1 - left.sum(1) / candidates.sum(1).clamp(min=1)
+    others = other_negatives(block, targets, left, config) if block.other_queries else []
+    negatives = mixtures(block, own, mixed, rows) if mixed is not None else None
+    teacher = teacher_probabilities(targets, rows, config).to(widest.dtype) if config.distillation else None
+
+    total = widest.new_zeros(())
+    for place, weight in enumerate(weights):
+        cosines = block.cosines[place]
+        own_cosine = cosines[at, positive]
+        terms = cosines.new_zeros(len(positive))
+        if config.contrastive:
+            parts = [log_partition(cosines, left, temperature)]
+            parts += [log_partition(values[place], mask, temperature) for values, mask in others]
+            if negatives is not None:
+                vectors, there = negatives
+                cosine = cosine_pairs(block.queries[:, None], vectors, block.dimensions[place])
+                parts.append(log_partition(cosine, there, temperature))
+            terms = info_nce(own_cosine, parts, temperature)
+            statistics[f"loss_{block.dimensions[place]}"] = terms.detach()
+            if config.focal is not None:
+                weighed = focal_weight(terms, config.focal)
+                statistics["focal_weight"] = weighed.detach()
+                terms = weighed * terms
+            terms = config.contrastive * terms
+        if teacher is not None:
+            assert config.distillation is not None
+            divergence = distilled(cosines, own_cosine, own, candidates, teacher, config)
+            statistics["kl"] = divergence.detach()
+            terms = terms + config.distillation.weight * divergence
+        if config.triangle is not None:
+            broken = triangle(block, own, block.dimensions[place], config.triangle)
+            statistics["triangle"] = broken.detach().mean(1)
+            statistics["triangle_active"] = (broken.detach() > 0).to(widest.dtype).mean(1)
+            terms = terms + config.triangle.weight * broken.mean(1)
+        total = total + weight * terms.sum()
+    statistics |= seen(widest, positive, candidates)
+    return total, {name: values.sum() for name, values in statistics.items()}
+
+
+class LogPartition(torch.autograd.Function):
+    """log of the sum over candidates of exp(cosine / temperature), [b]; -inf where there is none. Keeps one matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, cosines: Tensor, candidates: Tensor, temperature: float) -> Tensor:
+        logits = torch.where(candidates, cosines, -torch.inf)
+        highest = logits.amax(1, keepdim=True)
+        shift = highest.clamp(min=torch.finfo(logits.dtype).min)
+        shares = logits.sub_(shift).mul_(1 / temperature).exp_()
+        total = shares.sum(1, keepdim=True)
+        ctx.save_for_backward(shares, total)
+        ctx.temperature = temperature
+        return (shift / temperature + total.log())[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        shares, total = ctx.saved_tensors
+        factor = gradient[:, None] / ctx.temperature / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return shares * factor, None, None
+
+
+def log_partition(cosines: Tensor, candidates: Tensor, temperature: float) -> Tensor:
+    """See LogPartition. cosines [b, n], candidates [b, n]."""
+    if not cosines.shape[1]:
+        return cosines.new_full((len(cosines),), -torch.inf)
+    return LogPartition.apply(cosines, candidates, temperature)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def info_nce(positive: Tensor, parts: list[Tensor], temperature: float) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4), from the logs of the parts of the denominator."""
+    whole = parts[0] if len(parts) == 1 else torch.logsumexp(torch.stack(parts), 0)
+    return whole - positive / temperature
+
+
+def focal_weight(losses: Tensor, config: Focal) -> Tensor:
+    """alpha (1 - p)^gamma, where p = exp(-loss) (Lin et al. 2017, arXiv 1708.02002, eq. 5; KaLM-Embedding-V2 without alpha)."""
+    if config.detach:
+        losses = losses.detach()
+    missed = -torch.expm1(-losses)
+    return config.alpha * missed.clamp(min=torch.finfo(missed.dtype).eps) ** config.gamma
+
+
+def other_negatives(block: Block, targets: Targets, left: Tensor, config: LossConfig) -> list[tuple[list[Tensor], Tensor]]:
+    """What Qwen3-Embedding (arXiv 2506.05176, eq. 1) adds to the denominator: other queries, documents seen from the positive.
+
+    As there, those nearer than the positive by more than the margin are left out, and whatever is known to be a positive.
+    """
+    rows = block.rows
+    positive = targets.positive[rows]
+    at = torch.arange(len(positive), device=positive.device)
+    mined = torch.zeros_like(left)
+    filled = targets.own[rows] >= 0
+    mined[at[:, None].expand_as(filled)[filled], targets.own[rows][filled]] = True
+    # A row that wants no in-batch negatives has no candidate but its own.
+    in_batch = (targets.candidates[rows] & ~mined).sum(1) > 1
+    queries = ~targets.equal_queries[rows] & in_batch[:, None]
+    documents = targets.candidates[rows].scatter(1, positive[:, None], False)
+    if config.false_negative_margin is not None:
+        ceiling = (block.cosines[-1].detach()[at, positive] + config.false_negative_margin)[:, None]
+        queries = queries & (block.query_cosines[-1].detach() <= ceiling)
+        documents = documents & (block.positive_cosines[-1].detach() <= ceiling)
+    return [(block.query_cosines, queries), (block.positive_cosines, documents)]
+
+
+class Mixtures(NamedTuple):
+    """How each row's mined negatives are mixed."""
+
+    first: Tensor  # [B, P] places in `own`
+    second: Tensor  # [B, P]
+    share: Tensor  # [B, P] of the first
+    enough: Tensor  # [B] rows with two mined negatives at least
+    lists: int
+
+
+def draw_mixtures(own: Tensor, config: Mixing, seed: int) -> Mixtures:
+    """Draws `pairs` pairs of different mined negatives of each row, and their shares. The same seed, the same draw."""
+    rows, places = own.shape
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    luck = torch.from_numpy(draw.random((rows, config.pairs, places))).to(own.device)
+    share = torch.from_numpy(draw.beta(config.beta, config.beta, (rows, config.pairs))).to(own.device)
+    luck = luck.masked_fill((own < 0)[:, None], -1.0)
+    enough = (own >= 0).sum(1) >= 2
+    two = luck.topk(min(2, places), dim=2).indices if places else luck.long()
+    if places < 2:
+        two = torch.zeros(rows, config.pairs, 2, dtype=torch.long, device=own.device)
+    return Mixtures(two[..., 0], two[..., 1], share, enough, config.lists)
+
+
+def mixtures(block: Block, own: Tensor, drawn: Mixtures, rows: slice) -> tuple[Tensor, Tensor] | None:
+    """More negatives of some rows: vectors [b, M, d] and which of them count [b, M] (KaLM-Embedding-V2, arXiv 2506.20923).
+
+    Pairs: l a + (1 - l) b. Lists: the sum of all mined negatives, weighted by the softmax of their cosines to the query. The
+    weights are constants for the gradient. Rows with fewer than two mined negatives have no mixture. No norm: cosines have one.
+    """
+    enough = drawn.enough[rows]
+    if not own.shape[1]:
+        return None
+    at = torch.arange(len(own), device=own.device)[:, None]
+    share = drawn.share[rows].to(block.own.dtype)[..., None]
+    pairs = share * block.own[at, drawn.first[rows]] + (1 - share) * block.own[at, drawn.second[rows]]
+    parts = [pairs]
+    if drawn.lists:
+        with torch.no_grad():
+            nearness = cosine_pairs(block.queries[:, None], block.own, block.dimensions[-1])
+            weights = torch.softmax(nearness.masked_fill(own < 0, torch.finfo(nearness.dtype).min), dim=1)
+        parts.append((weights[..., None] * block.own).sum(1, keepdim=True))
+    vectors = torch.cat(parts, 1)
+    return vectors, enough[:, None].expand(vectors.shape[:2])
+
+
+def teacher_probabilities(targets: Targets, rows: slice, config: LossConfig) -> Tensor:
+    """The teacher's distribution over all candidates [b, N], or over the positive and the mined negatives [b, 1 + K]."""
+    assert config.distillation is not None
+    if targets.teacher_scores is not None:
+        scores = targets.teacher_scores[rows]
+        scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    else:
+        assert targets.teacher_vectors is not None, "a teacher of vectors"
+        scores = targets.teacher_vectors[0][rows] @ targets.teacher_vectors[1].T
+        if config.distillation.documents == "own":
+            scores = with_own(scores, targets.positive[rows], targets.own[rows])
+        else:
+            scores = scores.masked_fill(~targets.candidates[rows], -torch.inf)
+    return torch.softmax(scores / config.distillation.teacher_temperature, dim=1)
+
+
+def with_own(values: Tensor, positive: Tensor, own: Tensor) -> Tensor:
+    """Of values [b, N] those of the positive and the mined negatives [b, 1 + K], -inf where absent."""
+    picked = values.gather(1, torch.cat([positive[:, None], own.clamp(min=0)], 1))
+    return picked.masked_fill(nn.functional.pad(own < 0, (1, 0)), -torch.inf)
+
+
+def distilled(
+    cosines: Tensor, own_cosine: Tensor, own: Tensor, candidates: Tensor, teacher: Tensor, config: LossConfig
+) -> Tensor:
+    """KL(teacher || student) of each row, in nats (Hinton et al. 2015, arXiv 1503.02531; the brief, IV stage 3).
+
+    Not multiplied by the squared temperature: below 1 that would shrink the gradient, and weight says how much it counts.
+    """
+    assert config.distillation is not None
+    temperature = config.distillation.student_temperature
+    if config.distillation.documents == "own":
+        cosines = torch.cat([own_cosine[:, None], cosines.gather(1, own.clamp(min=0))], 1)
+        candidates = nn.functional.pad(own >= 0, (1, 0), value=True)
+    negentropy = torch.xlogy(teacher, teacher).sum(1)
+    return negentropy + log_partition(cosines, candidates, temperature) - (teacher * cosines).sum(1) / temperature
+
+
+def triangle(block: Block, own: Tensor, dimension: int, config: Triangle) -> Tensor:
+    """max(0, d(a, c) - d(a, b) - d(b, c) + epsilon) [b, K] over query a, positive b, mined negative c; 0 where there is none."""
+
+    def distance(cosine: Tensor) -> Tensor:
+        if config.distance == "cosine":
+            return 1 - cosine
+        if config.distance == "euclidean":
+            return (2 - 2 * cosine).clamp(min=1e-12).sqrt()
+        return torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
+
+    if not own.shape[1]:
+        return block.queries.new_zeros(len(own), 1)
+    a, b = block.queries[:, None], block.positives[:, None]
+    sides = [distance(cosine_pairs(one, other, dimension)) for one, other in ((a, block.own), (a, b), (b, block.own))]
+    return (sides[0] - sides[1] - sides[2] + config.epsilon).clamp(min=0).masked_fill(own < 0, 0.0)
+
+
+def graded(
+    queries: Tensor, documents: Tensor, targets: Targets, config: LossConfig, dimensions: list[int], weights: list[float]
+) -> tuple[Tensor, Statistics]:
+    """The loss of rows with a graded score, at each dimension."""
+    assert targets.scores is not None
+    assert config.similarity is not None, "graded rows are left out without loss.similarity"
+    loss, statistics = queries.new_zeros(()), Statistics()
+    for dimension, weight in zip(dimensions, weights, strict=True):
+        cosines = cosine_pairs(queries, documents[targets.positive], dimension)
+        if config.similarity.kind == "cosent":
+            found = cosent(cosines, targets.scores, config.similarity.scale)
+        else:
+            found = (cosines - targets.scores.to(cosines.dtype)).square().mean()
+        statistics[f"{config.similarity.kind}_{dimension}"] = found.detach()
+        loss = loss + weight * config.similarity.weight * found
+    statistics[config.similarity.kind] = found.detach()
+    return loss, statistics
+
+
+def cosent(cosines: Tensor, scores: Tensor, scale: float) -> Tensor:
+    """CoSENT (Su 2022): log(1 + sum of exp(scale (cos_i - cos_j)) over pairs where row i is graded below row j)."""
+    differences = scale * (cosines[:, None] - cosines[None, :])
+    below = scores[:, None] < scores[None, :]
+    return torch.logsumexp(torch.cat([cosines.new_zeros(1), differences[below]]), 0)
+
+
+@torch.no_grad()
+def seen(cosines: Tensor, positive: Tensor, candidates: Tensor) -> Statistics:
+    """Some rows at the widest dimension: won by their positive, cosines, negatives a row, share of masked documents."""
+    own = cosines.gather(1, positive[:, None])
+    negatives = candidates.scatter(1, positive[:, None], False)
+    count = negatives.sum(1)
+    hardest = cosines.masked_fill(~negatives, -torch.inf).amax(1)
+    return {
+        "accuracy": (own[:, 0] > hardest).to(cosines.dtype),
+        "positive_similarity": own[:, 0],
+        "negative_similarity": (cosines * negatives).sum(1) / count.clamp(min=1),
+        "negatives": count.to(cosines.dtype),
+        "masked": 1 - candidates.to(cosines.dtype).mean(1),
+    }

@@ -1,188 +1,188 @@
-"""Cosines at every Matryoshka dimension for the price of the widest, by blocks of rows, with their gradients taken at once.
+"""Cosines of every prefix of vectors for the price of one matrix product, block by block of rows, with their gradients.
 
-With edges 0 < d1 < d2 < ... the product of two prefixes is the sum of the products of their parts, so all prefixes together cost one
-matrix product of the widest; so does the way back (Kusupati et al. 2022, arXiv 2205.13147, has the loss, not this way to it).
-A matrix [B, N] for each dimension would not fit in a cache, hardly in memory. So the loss is taken for a few rows at a time,
-with their gradients, and of each block only its share of the gradients stays.
+A loss over B queries and N documents at P dimensions would hold P matrices [B, N] and several copies of each. Here a block of
+rows at a time has its cosines, its loss and its gradients, and only the gradients of the vectors are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-Statistics = dict[str, Tensor]
-
-# Bytes of the products of one block, and of one matrix [rows, N] of a tile of it. Blocks are as high as matrix products want them,
-# tiles so low that what is done to each element finds it in the cache. A GPU has no use for tiles.
-BLOCK_BYTES = {"cpu": 40 << 20, "cuda": 512 << 20}
-TILE_BYTES = {"cpu": 2 << 20, "cuda": 128 << 20}
-SMALLEST_SQUARE = 1e-24  # of a norm, so that a prefix of zeros has cosines of 0
-
-
-def parts(dimensions: Sequence[int]) -> list[slice]:
-    """The components that each dimension, ascending, adds to the one before."""
-    return [slice(start, stop) for start, stop in pairwise([0, *dimensions])]
-
-
-def row_cosines(left: Tensor, right: Tensor, dimensions: Sequence[int]) -> Tensor:
-    """Cosines [M, R, K] of left [R, d] and right [R, K, d], row by row, at each of M dimensions, ascending. Differentiable."""
-
-    def prefixes(one: Tensor, two: Tensor) -> Tensor:
-        return torch.stack([(one[..., part] * two[..., part]).sum(-1) for part in parts(dimensions)]).cumsum(0)
-
-    left = left[:, None]
-    squares = prefixes(left, left).clamp(min=SMALLEST_SQUARE) * prefixes(right, right).clamp(min=SMALLEST_SQUARE)
-    return prefixes(left, right) * squares.rsqrt()
-
-
-class Texts:
-    """Vectors [n, d], the inverse norms of their prefixes [M, n], and the gradient [n, d] that gathers block by block."""
-
-    def __init__(self, vectors: Tensor, dimensions: Sequence[int]) -> None:
-        self.vectors = vectors.detach()
-        self.parts = parts(dimensions)
-        squares = torch.stack([torch.linalg.vector_norm(self.vectors[:, part], dim=1).square() for part in self.parts])
-        self.inverse = squares.cumsum(0).clamp(min=SMALLEST_SQUARE).rsqrt()
-        self.gradient = torch.zeros_like(self.vectors)
-        self.pull = torch.zeros_like(self.inverse)  # [M, n]: sum of cosine times its gradient
-
-    def through_norms(self) -> Tensor:
-        """The whole gradient: what came through the products, and what comes through the norms.
-
-        For c = x.y / (|x| |y|): dc/dx = y / (|x| |y|) - c x / |x|^2. The first term is in `gradient`, c times its weight in `pull`.
-        """
-        weight = (self.pull * self.inverse.square()).flip(0).cumsum(0).flip(0)
-        for part, each in zip(self.parts, weight, strict=True):
-            self.gradient[:, part].addcmul_(self.vectors[:, part], each[:, None], value=-1.0)
-        return self.gradient
-
-
-class Pairing(NamedTuple):
-    """For each row of the batch a text of `left`, against all texts of `right`."""
-
-    left: Texts
-    index: Tensor  # [B] int64
-    right: Texts
-    trained: bool = True
-
-    def products(self, rows: slice) -> Tensor:
-        """Products [M, b, n] of each part by itself."""
-        left = self.left.vectors[self.index[rows]]
-        found = left.new_empty(len(self.left.parts), len(left), len(self.right.vectors))
-        for number, part in enumerate(self.left.parts):
-            torch.mm(left[:, part], self.right.vectors[:, part].T, out=found[number])
-        return found
-
-    def cosines(self, rows: slice, products: Tensor) -> list[Tensor]:
-        """Cosines [r, n] at each dimension, from the products [M, r, n] of these rows, which are summed up in place."""
-        inverse = self.left.inverse[:, self.index[rows], None]
-        found = []
-        for number in range(len(products)):
-            if number:
-                products[number] += products[number - 1]
-            found.append(torch.mul(products[number], self.right.inverse[number]).mul_(inverse[number]))
-        return found
-
-    def to_products(self, rows: slice, cosines: list[Tensor], gradients: Sequence[Tensor], products: Tensor) -> None:
-        """From the gradients with respect to the cosines those with respect to the products of the parts, which they replace."""
-        index = self.index[rows]
-        inverse = self.left.inverse[:, index, None]
-        for number in reversed(range(len(products))):
-            pull = gradients[number] * cosines[number]
-            self.left.pull[number].index_add_(0, index, pull.sum(1))
-            self.right.pull[number] += pull.sum(0)
-            torch.mul(gradients[number], self.right.inverse[number], out=products[number]).mul_(inverse[number])
-            if number + 1 < len(products):
-                products[number] += products[number + 1]
-
-    def to_texts(self, rows: slice, products: Tensor) -> None:
-        """Adds to the gradients of both sides, from those with respect to the products."""
-        index = self.index[rows]
-        left = self.left.vectors[index]
-        for part, gradient in zip(self.left.parts, products, strict=True):
-            self.left.gradient[:, part].index_add_(0, index, gradient @ self.right.vectors[:, part])
-            self.right.gradient[:, part].addmm_(gradient.T, left[:, part])
+# Elements of one matrix of cosines at a time: 8 MB of float32.
+BLOCK_ELEMENTS = 2**21
+TINY = 1e-24
 
 
 @dataclass(frozen=True)
-class Tile:
-    """What the loss of a few rows is a function of."""
+class Block:
+    """Some rows of a batch. Its tensors are where the gradient begins; cosines are a list, one matrix for each dimension."""
 
     rows: slice
-    cosines: dict[str, list[Tensor]]  # of each pairing: [r, n] at each dimension, ascending
-    query: Tensor  # [r, d]
-    near: Tensor | None  # [r, k, d]: the few documents of each row that it needs itself
+    dimensions: Sequence[int]
+    queries: Tensor  # [b, d]
+    positives: Tensor  # [b, d]
+    own: Tensor  # [b, K, d] mined negatives; of absent ones, any document
+    cosines: list[Tensor]  # [b, N] query and document
+    query_cosines: list[Tensor] = field(default_factory=list)  # [b, B] query and query
+    positive_cosines: list[Tensor] = field(default_factory=list)  # [b, N] positive and document
+
+    @property
+    def other_queries(self) -> bool:
+        return bool(self.query_cosines)
 
 
-def by_blocks(
-    queries: Texts,
-    documents: Texts,
-    pairings: dict[str, Pairing],
-    near: Tensor | None,
-    objective: Callable[[Tile], tuple[Tensor, Statistics]],
-) -> tuple[Tensor, Statistics]:
-    """The sum of objective(tile) = (loss, statistics) over all rows. The gradients go to `queries` and `documents`.
+Where = slice | Tensor
+RowLosses = Callable[[Block], tuple[Tensor, dict[str, Tensor]]]
 
-    near [B, k] int64: documents whose vectors stand in tile.near; their gradient is taken too. Each tile is left with autograd,
-    and what it needs is freed at once.
+
+def in_blocks(
+    queries: Tensor,
+    documents: Tensor,
+    positive: Tensor,
+    own: Tensor,
+    dimensions: Sequence[int],
+    rows: RowLosses,
+    other_queries: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean over B rows of a loss that `rows` gives as a sum over a block of them, with statistics likewise.
+
+    queries [B, d], documents [N, d], dimensions ascending. The gradient is computed at once, and scaled on the way back: it can
+    be had once, and has no derivative of its own.
     """
-    size = queries.vectors.element_size()
-    tile = max(1, budget(TILE_BYTES, queries.vectors) // (size * max(len(each.right.vectors) for each in pairings.values())))
-    row = size * sum(len(each.left.parts) * len(each.right.vectors) for each in pairings.values())
-    block = tile * max(1, budget(BLOCK_BYTES, queries.vectors) // (row * tile))
-    loss, statistics = queries.vectors.new_zeros(()), Statistics()
-    trained = {name: each for name, each in pairings.items() if each.trained}
-    for rows in slices(0, len(queries.vectors), block):
-        products = {name: each.products(rows) for name, each in pairings.items()}
-        for some in slices(rows.start, rows.stop, tile):
-            here = {name: each[:, some.start - rows.start : some.stop - rows.start] for name, each in products.items()}
-            cosines = {name: each.cosines(some, here[name]) for name, each in pairings.items()}
-            query = queries.vectors[some]
-            few = None if near is None else documents.vectors[near[some]]
-            leaves = [each for name in trained for each in cosines[name]] + [query] + ([] if few is None else [few])
-            with torch.enable_grad():
-                leaves = [each.requires_grad_() for each in leaves]
-                value, seen = objective(Tile(some, cosines, query, few))
-                gradients = list(torch.autograd.grad(value, leaves, materialize_grads=True))
-            loss += value.detach()
-            for name, sums in seen.items():
-                statistics[name] = statistics.get(name, 0) + sums
-            if few is not None and near is not None:
-                documents.gradient.index_add_(0, near[some].flatten(), gradients.pop().flatten(0, 1))
-            queries.gradient[some] += gradients.pop()
-            for name, each in trained.items():
-                mine, gradients = gradients[: len(cosines[name])], gradients[len(cosines[name]) :]
-                each.to_products(some, [one.detach() for one in cosines[name]], mine, here[name])
-        for name, each in trained.items():
-            each.to_texts(rows, products[name])
+    statistics: dict[str, Tensor] = {}
+    run: Callable[..., Tensor] = _InBlocks.apply
+    loss = run(queries, documents, positive, own, dimensions, rows, other_queries, statistics)
     return loss, statistics
 
 
-def budget(sizes: dict[str, int], like: Tensor) -> int:
-    return sizes.get(like.device.type, sizes["cuda"])
-
-
-def slices(start: int, stop: int, step: int) -> Iterator[slice]:
-    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
-
-
-class WithGradients(torch.autograd.Function):
-    """A loss whose gradients are known: WithGradients.apply(loss, gradient of a, gradient of b, a, b). Differentiable once."""
+class _InBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        documents: Tensor,
+        positive: Tensor,
+        own: Tensor,
+        dimensions: Sequence[int],
+        rows: RowLosses,
+        other_queries: bool,
+        statistics: dict[str, Tensor],
+    ) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        q, d = Side(queries, dimensions), Side(documents, dimensions)
+        total = queries.new_zeros(())
+        height = max(1, min(len(queries), BLOCK_ELEMENTS // max(1, len(documents))))
+        for start in range(0, len(queries), height):
+            at = slice(start, min(start + height, len(queries)))
+            places, mined = positive[at], own[at].clamp(min=0)
+            cosines = [Cosines(q, at, d)]
+            if other_queries:
+                cosines += [Cosines(q, at, q), Cosines(d, places, d)]
+            leaves = [each.detach().requires_grad_(wanted) for each in (queries[at], documents[places], documents[mined])]
+            for each in cosines:
+                leaves += [value.requires_grad_(wanted) for value in each.values]
+            count = len(dimensions)
+            parts = [leaves[3 + count * number : 3 + count * (number + 1)] for number in range(len(cosines))]
+            with torch.enable_grad():
+                vectors = leaves[0], leaves[1], leaves[2]
+                found, sums = rows(Block(at, dimensions, *vectors, *parts))
+            total += found.detach()
+            for name, value in sums.items():
+                statistics[name] = statistics.get(name, 0.0) + value.detach() / len(queries)
+            if not wanted:
+                continue
+            gradients = torch.autograd.grad(found, leaves, allow_unused=True)
+            begun: list[tuple[Side, Where]] = [(q, at), (d, places), (d, mined)]
+            for gradient, (side, where) in zip(gradients[:3], begun, strict=True):
+                if gradient is not None:
+                    put(side.gradient, where, gradient)
+            for number, each in enumerate(cosines):
+                each.backward(gradients[3 + count * number : 3 + count * (number + 1)])
+        if wanted:
+            ctx.save_for_backward(q.gradients() / len(queries), d.gradients() / len(queries))
+        return total / len(queries)
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, first: Tensor, second: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(first, second)
-        return loss.clone()
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        q, d = ctx.saved_tensors
+        return (q * scale, d * scale, *[None] * 6)
 
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, scale: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
-        first, second = ctx.saved_tensors
-        return None, None, None, first * scale, second * scale
+
+class Side:
+    """Vectors [n, d], the inverse norms of their prefixes, and the gradient that comes together for them."""
+
+    def __init__(self, vectors: Tensor, dimensions: Sequence[int]) -> None:
+        self.vectors = vectors.detach()
+        self.dimensions = dimensions
+        squares = torch.zeros_like(self.vectors[:, 0])
+        scales, start = [], 0
+        for stop in dimensions:
+            squares = squares + self.vectors[:, start:stop].square().sum(1)
+            scales.append(squares.clamp(min=TINY).rsqrt())
+            start = stop
+        self.scales = torch.stack(scales)  # [P, n]
+        self.gradient = torch.zeros_like(self.vectors)
+        # For each prefix, the sum of gradient times cosine, which the norm takes away.
+        self.radial = torch.zeros_like(self.scales)
+
+    def gradients(self) -> Tensor:
+        for stop, radial, scale in zip(self.dimensions, self.radial, self.scales, strict=True):
+            self.gradient[:, :stop].addcmul_(self.vectors[:, :stop], (radial * scale.square())[:, None], value=-1)
+        return self.gradient
+
+
+def put(there: Tensor, where: Where, values: Tensor) -> None:
+    """Adds values to the rows `where` of a tensor; a row may stand there several times."""
+    if isinstance(where, slice):
+        there[where] += values
+    else:
+        there.index_add_(0, where.reshape(-1), values.reshape(-1, *there.shape[1:]))
+
+
+class Cosines:
+    """The cosines of the prefixes of some vectors of one side, `where`, with all of another."""
+
+    def __init__(self, left: Side, where: Where, right: Side) -> None:
+        self.left, self.where, self.right = left, where, right
+        self.vectors, self.scales = left.vectors[where], left.scales[:, where]
+        products: Tensor | None = None
+        self.values: list[Tensor] = []
+        start = 0
+        for place, stop in enumerate(right.dimensions):
+            one, other = self.vectors[:, start:stop], right.vectors[:, start:stop].T
+            products = one @ other if products is None else torch.addmm(products, one, other)
+            self.values.append(products * self.scales[place][:, None] * right.scales[place])
+            start = stop
+
+    def backward(self, gradients: Sequence[Tensor | None]) -> None:
+        """Takes the gradients [b, n] of the cosines, and uses them up."""
+        left, right = self.left, self.right
+        dimensions = right.dimensions
+        whole: Tensor | None = None
+        gradient = torch.zeros_like(self.vectors)
+        for place in reversed(range(len(dimensions))):
+            if (found := gradients[place]) is not None:
+                radial = found * self.values[place].detach()
+                put(left.radial[place], self.where, radial.sum(1))
+                right.radial[place] += radial.sum(0)
+                found = found.mul_(self.scales[place][:, None]).mul_(right.scales[place])
+                whole = found if whole is None else whole.add_(found)
+            if whole is None:
+                continue
+            part = slice(dimensions[place - 1] if place else 0, dimensions[place])
+            gradient[:, part] = whole @ right.vectors[:, part]
+            right.gradient[:, part].addmm_(whole.T, self.vectors[:, part])
+        put(left.gradient, self.where, gradient)
+
+
+def cosine_pairs(one: Tensor, other: Tensor, dimension: int) -> Tensor:
+    """The cosine of the first components of vectors [..., d] that stand beside each other, [...]."""
+    one, other = one[..., :dimension], other[..., :dimension]
+    norms = (one.square().sum(-1).clamp(min=TINY) * other.square().sum(-1).clamp(min=TINY)).rsqrt()
+    return (one * other).sum(-1) * norms
