@@ -27,7 +27,6 @@ class Batch:
     candidates: np.ndarray  # [B, N] which documents stand in a row's denominator
     own: np.ndarray  # [B, K] the row's mined negatives among the documents, -1 where it has no more
     equal_queries: np.ndarray  # [B, B] queries that are equal, or have a positive in common
-    positives: np.ndarray  # [B, N] what is a positive of the row's query, anywhere in the training rows
     scores: np.ndarray | None  # [B] of graded rows, which have no mined negatives
     difficulty: float | None  # the mean of the drawn negatives that have one
 
@@ -130,7 +129,6 @@ def make_batch(rows: pa.Table, group: str, graded: bool, known: Known, draw: Dra
         candidates=candidates(positive, own, in_batch, positives),
         own=own,
         equal_queries=known.equal_queries(),
-        positives=positives,
         scores=columns["score"].to_numpy(zero_copy_only=False).astype(np.float32) if graded else None,
         difficulty=float(hard.mean()) if len(hard) else None,
     )

@@ -97,7 +97,7 @@ class Mixing(Model):
     """More negatives for a row, mixed from its own mined ones and brought back to length 1 (arXiv 2506.20923, section 3)."""
 
     pairs: int = Field(1, ge=0, description="lambda a + (1 - lambda) b of two drawn ones, lambda from Beta(beta, beta).")
-    lists: int = Field(1, ge=0, description="0 or more sums over all of them, weighted by the softmax of their similarities.")
+    lists: bool = Field(True, description="One more: the sum of all of them, weighted by the softmax of their similarities.")
     beta: float = Field(2.0, gt=0)
 
 
@@ -108,6 +108,7 @@ class Distillation(Model):
     kind: Literal["embeddings", "scores"] = Field(
         "embeddings", description="embeddings: cosines of an encoder. scores: a cross-encoder, on the row's own documents."
     )
+    max_length: int | None = Field(None, ge=2, description="Tokens of a text that the teacher reads; its own limit when absent.")
     weight: float = Field(1.0, gt=0)
     teacher_temperature: float = Field(0.05, gt=0)
     student_temperature: float = Field(0.05, gt=0)

@@ -26,7 +26,6 @@ class Targets:
     candidates: Tensor  # [B, N] bool: documents in the row's denominator, its positive among them
     own: Tensor  # [B, K] int64: the row's mined negatives among the documents, -1 where absent
     equal_queries: Tensor  # [B, B] bool: queries that are equal or have a positive in common
-    positives: Tensor  # [B, N] bool: documents that are a positive of the row's query
     scores: Tensor | None = None  # [B]: of graded rows; then only the loss of similarities applies
     teacher_vectors: tuple[Tensor, Tensor] | None = None  # queries [B, t], documents [N, t], of norm 1
     teacher_scores: Tensor | None = None  # [B, 1 + K]: a cross-encoder's, of the positive and of `own`, NaN where absent
@@ -64,28 +63,27 @@ def row_losses(
     """The sum of the losses of some rows over all dimensions, and sums of statistics over these rows."""
     rows, widest = block.rows, block.cosines[-1].detach()
     positive, candidates, own = targets.positive[rows], targets.candidates[rows], targets.own[rows]
-    at = torch.arange(len(positive), device=positive.device)
     left, statistics = candidates, Statistics()
     if config.false_negative_margin is not None:
-        ceiling = widest[at, positive] + config.false_negative_margin
-        left = candidates & (widest <= ceiling[:, None])
+        left = candidates & (widest <= widest.gather(1, positive[:, None]) + config.false_negative_margin)
         statistics["false_negatives"] = 1 - left.sum(1) / candidates.sum(1).clamp(min=1)
-    others = other_negatives(block, targets, left, config) if block.other_queries else []
+    others = other_negatives(block, targets, config) if block.other_queries else []
+    absent = penalty(left, widest.dtype)
     negatives = mixtures(block, own, mixed, rows) if mixed is not None else None
     teacher = teacher_probabilities(targets, rows, config).to(widest.dtype) if config.distillation else None
 
     total = widest.new_zeros(())
     for place, weight in enumerate(weights):
         cosines = block.cosines[place]
-        own_cosine = cosines[at, positive]
+        own_cosine = cosine_pairs(block.queries, block.positives, block.dimensions[place])
         terms = cosines.new_zeros(len(positive))
         if config.contrastive:
-            parts = [log_partition(cosines, left, temperature)]
-            parts += [log_partition(values[place], mask, temperature) for values, mask in others]
+            parts = [log_partition(cosines, absent, temperature)]
+            parts += [log_partition(values[place], missing, temperature) for values, missing in others]
             if negatives is not None:
-                vectors, there = negatives
+                vectors, missing = negatives
                 cosine = cosine_pairs(block.queries[:, None], vectors, block.dimensions[place])
-                parts.append(log_partition(cosine, there, temperature))
+                parts.append(log_partition(cosine, missing, temperature))
             terms = info_nce(own_cosine, parts, temperature)
             statistics[f"loss_{block.dimensions[place]}"] = terms.detach()
             if config.focal is not None:
@@ -109,31 +107,30 @@ def row_losses(
 
 
 class LogPartition(torch.autograd.Function):
-    """log of the sum over candidates of exp(cosine / temperature), [b]; -inf where there is none. Keeps one matrix."""
+    """log of the sum over j of exp(cosine_j / temperature + penalty_j), [b]. Keeps one matrix; the gradient can be had once."""
 
     @staticmethod
-    def forward(ctx: Any, cosines: Tensor, candidates: Tensor, temperature: float) -> Tensor:
-        logits = torch.where(candidates, cosines, -torch.inf)
-        highest = logits.amax(1, keepdim=True)
-        shift = highest.clamp(min=torch.finfo(logits.dtype).min)
-        shares = logits.sub_(shift).mul_(1 / temperature).exp_()
-        total = shares.sum(1, keepdim=True)
-        ctx.save_for_backward(shares, total)
-        ctx.temperature = temperature
-        return (shift / temperature + total.log())[:, 0]
+    def forward(ctx: Any, cosines: Tensor, penalties: Tensor, temperature: float) -> Tensor:
+        shares = torch.add(penalties, cosines, alpha=1 / temperature)
+        highest = shares.amax(1, keepdim=True)
+        total = shares.sub_(highest).exp_().sum(1, keepdim=True)
+        ctx.shares, ctx.total, ctx.temperature = shares, total, temperature
+        return (highest + total.log())[:, 0]
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        shares, total = ctx.saved_tensors
-        factor = gradient[:, None] / ctx.temperature / total.clamp(min=torch.finfo(total.dtype).tiny)
-        return shares * factor, None, None
+        return ctx.shares.mul_(gradient[:, None] / ctx.temperature / ctx.total), None, None
 
 
-def log_partition(cosines: Tensor, candidates: Tensor, temperature: float) -> Tensor:
-    """See LogPartition. cosines [b, n], candidates [b, n]."""
-    if not cosines.shape[1]:
-        return cosines.new_full((len(cosines),), -torch.inf)
-    return LogPartition.apply(cosines, candidates, temperature)  # type: ignore[no-any-return, no-untyped-call]
+def log_partition(cosines: Tensor, penalties: Tensor, temperature: float) -> Tensor:
+    """See LogPartition. cosines [b, n]; penalties [b, n] of what does not count."""
+    return LogPartition.apply(cosines, penalties, temperature)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def penalty(there: Tensor, kind: torch.dtype) -> Tensor:
+    """0 for what counts, and -1e30 for what does not: as good as -inf, and a row with nothing that counts gives no NaN."""
+    return torch.where(there, torch.zeros((), dtype=kind, device=there.device), -1e30)
 
 
 def info_nce(positive: Tensor, parts: list[Tensor], temperature: float) -> Tensor:
@@ -150,26 +147,24 @@ def focal_weight(losses: Tensor, config: Focal) -> Tensor:
     return config.alpha * missed.clamp(min=torch.finfo(missed.dtype).eps) ** config.gamma
 
 
-def other_negatives(block: Block, targets: Targets, left: Tensor, config: LossConfig) -> list[tuple[list[Tensor], Tensor]]:
+def other_negatives(block: Block, targets: Targets, config: LossConfig) -> list[tuple[list[Tensor], Tensor]]:
     """What Qwen3-Embedding (arXiv 2506.05176, eq. 1) adds to the denominator: other queries, documents seen from the positive.
 
     As there, those nearer than the positive by more than the margin are left out, and whatever is known to be a positive.
     """
     rows = block.rows
     positive = targets.positive[rows]
-    at = torch.arange(len(positive), device=positive.device)
-    mined = torch.zeros_like(left)
-    filled = targets.own[rows] >= 0
-    mined[at[:, None].expand_as(filled)[filled], targets.own[rows][filled]] = True
     # A row that wants no in-batch negatives has no candidate but its own.
-    in_batch = (targets.candidates[rows] & ~mined).sum(1) > 1
+    mined = (targets.own[rows] >= 0) & targets.candidates[rows].gather(1, targets.own[rows].clamp(min=0))
+    in_batch = targets.candidates[rows].sum(1) - mined.sum(1) > 1
     queries = ~targets.equal_queries[rows] & in_batch[:, None]
     documents = targets.candidates[rows].scatter(1, positive[:, None], False)
     if config.false_negative_margin is not None:
-        ceiling = (block.cosines[-1].detach()[at, positive] + config.false_negative_margin)[:, None]
+        ceiling = block.cosines[-1].detach().gather(1, positive[:, None]) + config.false_negative_margin
         queries = queries & (block.query_cosines[-1].detach() <= ceiling)
         documents = documents & (block.positive_cosines[-1].detach() <= ceiling)
-    return [(block.query_cosines, queries), (block.positive_cosines, documents)]
+    kind = block.queries.dtype
+    return [(block.query_cosines, penalty(queries, kind)), (block.positive_cosines, penalty(documents, kind))]
 
 
 class Mixtures(NamedTuple):
@@ -179,7 +174,7 @@ class Mixtures(NamedTuple):
     second: Tensor  # [B, P]
     share: Tensor  # [B, P] of the first
     enough: Tensor  # [B] rows with two mined negatives at least
-    lists: int
+    lists: bool
 
 
 def draw_mixtures(own: Tensor, config: Mixing, seed: int) -> Mixtures:
@@ -197,7 +192,7 @@ def draw_mixtures(own: Tensor, config: Mixing, seed: int) -> Mixtures:
 
 
 def mixtures(block: Block, own: Tensor, drawn: Mixtures, rows: slice) -> tuple[Tensor, Tensor] | None:
-    """More negatives of some rows: vectors [b, M, d] and which of them count [b, M] (KaLM-Embedding-V2, arXiv 2506.20923).
+    """More negatives of some rows: vectors [b, M, d] and their penalties [b, M] (KaLM-Embedding-V2, arXiv 2506.20923).
 
     Pairs: l a + (1 - l) b. Lists: the sum of all mined negatives, weighted by the softmax of their cosines to the query. The
     weights are constants for the gradient. Rows with fewer than two mined negatives have no mixture. No norm: cosines have one.
@@ -215,7 +210,7 @@ def mixtures(block: Block, own: Tensor, drawn: Mixtures, rows: slice) -> tuple[T
             weights = torch.softmax(nearness.masked_fill(own < 0, torch.finfo(nearness.dtype).min), dim=1)
         parts.append((weights[..., None] * block.own).sum(1, keepdim=True))
     vectors = torch.cat(parts, 1)
-    return vectors, enough[:, None].expand(vectors.shape[:2])
+    return vectors, penalty(enough[:, None].expand(vectors.shape[:2]), vectors.dtype)
 
 
 def teacher_probabilities(targets: Targets, rows: slice, config: LossConfig) -> Tensor:
@@ -253,7 +248,8 @@ def distilled(
         cosines = torch.cat([own_cosine[:, None], cosines.gather(1, own.clamp(min=0))], 1)
         candidates = nn.functional.pad(own >= 0, (1, 0), value=True)
     negentropy = torch.xlogy(teacher, teacher).sum(1)
-    return negentropy + log_partition(cosines, candidates, temperature) - (teacher * cosines).sum(1) / temperature
+    partition = log_partition(cosines, penalty(candidates, cosines.dtype), temperature)
+    return negentropy + partition - (teacher * cosines).sum(1) / temperature
 
 
 def triangle(block: Block, own: Tensor, dimension: int, config: Triangle) -> Tensor:
@@ -302,14 +298,15 @@ def cosent(cosines: Tensor, scores: Tensor, scale: float) -> Tensor:
 @torch.no_grad()
 def seen(cosines: Tensor, positive: Tensor, candidates: Tensor) -> Statistics:
     """Some rows at the widest dimension: won by their positive, cosines, negatives a row, share of masked documents."""
-    own = cosines.gather(1, positive[:, None])
-    negatives = candidates.scatter(1, positive[:, None], False)
-    count = negatives.sum(1)
-    hardest = cosines.masked_fill(~negatives, -torch.inf).amax(1)
+    own = cosines.gather(1, positive[:, None])[:, 0]
+    # -2 is below every cosine.
+    negatives = torch.where(candidates, cosines, -2.0).scatter_(1, positive[:, None], -2.0)
+    count = candidates.sum(1) - 1
+    total = negatives.sum(1, dtype=torch.float64) + 2 * (cosines.shape[1] - count)
     return {
-        "accuracy": (own[:, 0] > hardest).to(cosines.dtype),
-        "positive_similarity": own[:, 0],
-        "negative_similarity": (cosines * negatives).sum(1) / count.clamp(min=1),
+        "accuracy": (own > negatives.amax(1)).to(cosines.dtype),
+        "positive_similarity": own,
+        "negative_similarity": (total / count.clamp(min=1)).to(cosines.dtype),
         "negatives": count.to(cosines.dtype),
-        "masked": 1 - candidates.to(cosines.dtype).mean(1),
+        "masked": 1 - (count + 1) / cosines.shape[1],
     }

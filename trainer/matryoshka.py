@@ -104,14 +104,14 @@ class _InBlocks(torch.autograd.Function):
             for number, each in enumerate(cosines):
                 each.backward(gradients[3 + count * number : 3 + count * (number + 1)])
         if wanted:
-            ctx.save_for_backward(q.gradients() / len(queries), d.gradients() / len(queries))
+            ctx.save_for_backward(q.gradients().div_(len(queries)), d.gradients().div_(len(queries)))
         return total / len(queries)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         q, d = ctx.saved_tensors
-        return (q * scale, d * scale, *[None] * 6)
+        return (q.mul_(scale), d.mul_(scale), *[None] * 6)
 
 
 class Side:
@@ -156,8 +156,8 @@ class Cosines:
         start = 0
         for place, stop in enumerate(right.dimensions):
             one, other = self.vectors[:, start:stop], right.vectors[:, start:stop].T
-            products = one @ other if products is None else torch.addmm(products, one, other)
-            self.values.append(products * self.scales[place][:, None] * right.scales[place])
+            products = one @ other if products is None else products.addmm_(one, other)
+            self.values.append((products * self.scales[place][:, None]).mul_(right.scales[place]))
             start = stop
 
     def backward(self, gradients: Sequence[Tensor | None]) -> None:
@@ -168,7 +168,7 @@ class Cosines:
         gradient = torch.zeros_like(self.vectors)
         for place in reversed(range(len(dimensions))):
             if (found := gradients[place]) is not None:
-                radial = found * self.values[place].detach()
+                radial = self.values[place].detach().mul_(found)
                 put(left.radial[place], self.where, radial.sum(1))
                 right.radial[place] += radial.sum(0)
                 found = found.mul_(self.scales[place][:, None]).mul_(right.scales[place])

@@ -89,10 +89,10 @@ class Encoder(nn.Module):
     def activation_checkpointing(self, on: bool) -> None:
         """Whether layers keep their input only, and compute the rest again, with the same dropout, for the gradient."""
         if not on:
-            self.base.gradient_checkpointing_disable()
+            self.base.activation_checkpointing_disable()
             return
         try:
-            self.base.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": True})
+            self.base.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": True})
         except ValueError as error:
             raise UserError(f"training.activation_checkpointing: the base cannot do it: {first_line(error)}") from error
 

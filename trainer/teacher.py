@@ -56,7 +56,7 @@ class Teacher:
         """
         items, places = listed(rows, config.kind)
         model_digest = Assets(os.path.join(folder, ".none")).digest(config.teacher)
-        folder = os.path.join(folder, digest(model_digest, config.kind, storage.bytes_digest(items.tobytes()))[:16])
+        folder = os.path.join(folder, digest(model_digest, config.kind, str(config.max_length), storage.bytes_digest(items.tobytes()))[:16])
         for leftover in Path(folder).glob("*.tmp"):
             leftover.unlink()
         size = max(BLOCK_ITEMS, -(-len(items) // MOST_BLOCKS))
@@ -192,4 +192,6 @@ def load(config: Distillation) -> Any:
             f"The teacher '{config.teacher}' is no cross-encoder with one output ({classes or 'no transformer'}). "
             "An encoder needs kind: embeddings."
         )
+    if config.max_length is not None:
+        model.max_seq_length = min(config.max_length, model.max_seq_length or config.max_length)
     return model.eval()

@@ -24,7 +24,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "InfoNCE": {},
     "hard": {"false_negative_margin": 0.05},
     "focal": {"focal": {"gamma": 0.5, "detach": False}},
-    "mixing": {"mixing": {"pairs": 1, "lists": 1}},
+    "mixing": {"mixing": {"pairs": 1, "lists": True}},
     "KL": {"contrastive": 0.0, "distillation": {"teacher": "random"}},
     "all": {
         "form": "qwen3", "false_negative_margin": 0.1, "focal": {}, "mixing": {}, "distillation": {"teacher": "random"},

@@ -50,7 +50,7 @@ def example(
     scores[:, 1:] = scores[:, 1:].masked_fill(own < 0, torch.nan)
     targets = Targets(
         positive=positive, candidates=candidates, own=own, equal_queries=equal | equal.T | torch.eye(rows, dtype=torch.bool),
-        positives=positives, teacher_vectors=(vectors(rows, 5), vectors(documents, 5)), teacher_scores=scores,
+        teacher_vectors=(vectors(rows, 5), vectors(documents, 5)), teacher_scores=scores,
     )  # fmt: skip
     return vectors(rows), vectors(documents), targets
 
@@ -63,14 +63,14 @@ TERMS: dict[str, dict[str, Any]] = {
     "qwen3 without margin": {"form": "qwen3"},
     "focal": {"focal": {"gamma": 0.5, "detach": False}},
     "focal detached": {"focal": {"gamma": 2.0, "alpha": 0.25}},
-    "mixing": {"mixing": {"pairs": 2, "lists": 1}},
+    "mixing": {"mixing": {"pairs": 2, "lists": True}},
     "kl": {"contrastive": 0.0, "distillation": TEACHER},
     "kl own": {"distillation": {**TEACHER, "documents": "own"}},
     "kl scores": {"distillation": {**TEACHER, "documents": "own", "kind": "scores"}},
     "triangle": {"triangle": {"weight": 0.3, "epsilon": 0.05}},
     "triangle angular": {"triangle": {"distance": "angular", "epsilon": 0.3}},
     "all": {
-        "form": "qwen3", "false_negative_margin": 0.1, "focal": {"gamma": 0.5, "detach": False}, "mixing": {"pairs": 1, "lists": 1},
+        "form": "qwen3", "false_negative_margin": 0.1, "focal": {"gamma": 0.5, "detach": False}, "mixing": {"pairs": 1, "lists": True},
         "distillation": TEACHER, "triangle": {"distance": "euclidean", "epsilon": 0.2},
     },
 }  # fmt: skip
@@ -130,7 +130,7 @@ def plain_targets(rows: int, mined: int) -> Targets:
     positive = torch.arange(rows)
     return Targets(
         positive=positive, candidates=torch.ones(rows, documents, dtype=torch.bool), own=(rows + torch.arange(rows * mined)).view(rows, mined),
-        equal_queries=torch.eye(rows, dtype=torch.bool), positives=torch.nn.functional.one_hot(positive, documents).bool(),
+        equal_queries=torch.eye(rows, dtype=torch.bool),
     )  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
     config = LossConfig.model_validate({"form": "qwen3", "focal": {}, "triangle": {}, "dimensions": [12, 4]})
     moved = dataclasses.replace(
         targets, positive=targets.positive[order], candidates=targets.candidates[order], own=targets.own[order],
-        equal_queries=targets.equal_queries[order][:, order], positives=targets.positives[order],
+        equal_queries=targets.equal_queries[order][:, order],
     )  # fmt: skip
     one, other = (
         batch_loss(queries, documents, targets, config, 0.1, 0),
@@ -236,7 +236,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
 
 def test_mixtures_depend_on_the_seed_alone_and_mix_two_different_negatives() -> None:
     own = torch.tensor([[3, 4, 5], [6, 7, -1], [8, -1, -1], [-1, -1, -1]])
-    config = LossConfig.model_validate({"mixing": {"pairs": 50, "lists": 0}}).mixing
+    config = LossConfig.model_validate({"mixing": {"pairs": 50, "lists": False}}).mixing
     assert config is not None
     first, again, other = (draw_mixtures(own, config, seed) for seed in (1, 1, 2))
     assert torch.equal(first.share, again.share)
