@@ -5,6 +5,7 @@ They compose because they see cosines only: `trainer.matryoshka` makes these for
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ def batch_loss(
             return graded(queries, documents, targets, config, dimensions, weights)
         mixed = draw_mixtures(targets.own, config.mixing, seed) if config.mixing else None
 
-        def rows(block: Block) -> tuple[Tensor, Statistics]:
+        def rows(block: Block) -> Iterator[tuple[Tensor, Statistics]]:
             return row_losses(block, targets, mixed, config, temperature, weights)
 
         other_queries = config.form == "qwen3" and config.contrastive > 0
@@ -59,11 +60,11 @@ def batch_loss(
 
 def row_losses(
     block: Block, targets: Targets, mixed: Mixtures | None, config: LossConfig, temperature: float, weights: list[float]
-) -> tuple[Tensor, Statistics]:
-    """The sum of the losses of some rows over all dimensions, and sums of statistics over these rows."""
+) -> Iterator[tuple[Tensor, Statistics]]:
+    """Of each dimension, widest first: the sum of the losses of some rows, and sums of statistics over them."""
     rows, widest = block.rows, block.cosines[-1].detach()
     positive, candidates, own = targets.positive[rows], targets.candidates[rows], targets.own[rows]
-    left, statistics = candidates, Statistics()
+    left, statistics = candidates, seen(widest, positive, candidates)
     if config.false_negative_margin is not None:
         left = candidates & (widest <= widest.gather(1, positive[:, None]) + config.false_negative_margin)
         statistics["false_negatives"] = 1 - left.sum(1) / candidates.sum(1).clamp(min=1)
@@ -71,21 +72,20 @@ def row_losses(
     absent = penalty(left, widest.dtype)
     negatives = mixtures(block, own, mixed, rows) if mixed is not None else None
     teacher = teacher_probabilities(targets, rows, config).to(widest.dtype) if config.distillation else None
+    del widest
 
-    total = widest.new_zeros(())
-    for place, weight in enumerate(weights):
-        cosines = block.cosines[place]
-        own_cosine = cosine_pairs(block.queries, block.positives, block.dimensions[place])
-        terms = cosines.new_zeros(len(positive))
+    for place in reversed(range(len(weights))):
+        dimension, cosines = block.dimensions[place], block.cosines[place]
+        own_cosine = cosine_pairs(block.queries, block.positives, dimension)
+        terms = torch.zeros_like(own_cosine)
         if config.contrastive:
             parts = [log_partition(cosines, absent, temperature)]
             parts += [log_partition(values[place], missing, temperature) for values, missing in others]
             if negatives is not None:
                 vectors, missing = negatives
-                cosine = cosine_pairs(block.queries[:, None], vectors, block.dimensions[place])
-                parts.append(log_partition(cosine, missing, temperature))
+                parts.append(log_partition(cosine_pairs(block.queries[:, None], vectors, dimension), missing, temperature))
             terms = info_nce(own_cosine, parts, temperature)
-            statistics[f"loss_{block.dimensions[place]}"] = terms.detach()
+            statistics[f"loss_{dimension}"] = terms.detach()
             if config.focal is not None:
                 weighed = focal_weight(terms, config.focal)
                 statistics["focal_weight"] = weighed.detach()
@@ -97,13 +97,13 @@ def row_losses(
             statistics["kl"] = divergence.detach()
             terms = terms + config.distillation.weight * divergence
         if config.triangle is not None:
-            broken = triangle(block, own, block.dimensions[place], config.triangle)
+            broken = triangle(block, own, dimension, config.triangle)
             statistics["triangle"] = broken.detach().mean(1)
-            statistics["triangle_active"] = (broken.detach() > 0).to(widest.dtype).mean(1)
+            statistics["triangle_active"] = (broken.detach() > 0).to(broken.dtype).mean(1)
             terms = terms + config.triangle.weight * broken.mean(1)
-        total = total + weight * terms.sum()
-    statistics |= seen(widest, positive, candidates)
-    return total, {name: values.sum() for name, values in statistics.items()}
+        # At the narrower dimensions their losses alone are told.
+        told = [name for name in statistics if place == len(weights) - 1 or name == f"loss_{dimension}"]
+        yield weights[place] * terms.sum(), {name: statistics[name].sum() for name in told}
 
 
 class LogPartition(torch.autograd.Function):

@@ -6,7 +6,7 @@ rows at a time has its cosines, its loss and its gradients, and only the gradien
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,8 @@ class Block:
 
 
 Where = slice | Tensor
-RowLosses = Callable[[Block], tuple[Tensor, dict[str, Tensor]]]
+# Yields, for each dimension, widest first, a sum over the rows of a block, and sums of statistics over them.
+RowLosses = Callable[[Block], Iterator[tuple[Tensor, dict[str, Tensor]]]]
 
 
 def in_blocks(
@@ -49,10 +50,10 @@ def in_blocks(
     rows: RowLosses,
     other_queries: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean over B rows of a loss that `rows` gives as a sum over a block of them, with statistics likewise.
+    """The mean over B rows of a loss that `rows` gives for a block of them, with statistics likewise.
 
-    queries [B, d], documents [N, d], dimensions ascending. The gradient is computed at once, and scaled on the way back: it can
-    be had once, and has no derivative of its own.
+    queries [B, d], documents [N, d], dimensions ascending. The gradient is computed at once, dimension by dimension, and scaled on
+    the way back: it can be had once, and has no derivative of its own.
     """
     statistics: dict[str, Tensor] = {}
     run: Callable[..., Tensor] = _InBlocks.apply
@@ -79,30 +80,10 @@ class _InBlocks(torch.autograd.Function):
         height = max(1, min(len(queries), BLOCK_ELEMENTS // max(1, len(documents))))
         for start in range(0, len(queries), height):
             at = slice(start, min(start + height, len(queries)))
-            places, mined = positive[at], own[at].clamp(min=0)
-            cosines = [Cosines(q, at, d)]
-            if other_queries:
-                cosines += [Cosines(q, at, q), Cosines(d, places, d)]
-            leaves = [each.detach().requires_grad_(wanted) for each in (queries[at], documents[places], documents[mined])]
-            for each in cosines:
-                leaves += [value.requires_grad_(wanted) for value in each.values]
-            count = len(dimensions)
-            parts = [leaves[3 + count * number : 3 + count * (number + 1)] for number in range(len(cosines))]
-            with torch.enable_grad():
-                vectors = leaves[0], leaves[1], leaves[2]
-                found, sums = rows(Block(at, dimensions, *vectors, *parts))
-            total += found.detach()
-            for name, value in sums.items():
-                statistics[name] = statistics.get(name, 0.0) + value.detach() / len(queries)
-            if not wanted:
-                continue
-            gradients = torch.autograd.grad(found, leaves, allow_unused=True)
-            begun: list[tuple[Side, Where]] = [(q, at), (d, places), (d, mined)]
-            for gradient, (side, where) in zip(gradients[:3], begun, strict=True):
-                if gradient is not None:
-                    put(side.gradient, where, gradient)
-            for number, each in enumerate(cosines):
-                each.backward(gradients[3 + count * number : 3 + count * (number + 1)])
+            for loss, sums in one_block(q, d, at, positive[at], own[at].clamp(min=0), rows, other_queries, wanted):
+                total += loss
+                for name, value in sums.items():
+                    statistics[name] = statistics.get(name, 0.0) + value / len(queries)
         if wanted:
             ctx.save_for_backward(q.gradients().div_(len(queries)), d.gradients().div_(len(queries)))
         return total / len(queries)
@@ -114,6 +95,35 @@ class _InBlocks(torch.autograd.Function):
         return (q.mul_(scale), d.mul_(scale), *[None] * 6)
 
 
+def one_block(
+    q: Side, d: Side, at: slice, positive: Tensor, own: Tensor, rows: RowLosses, other_queries: bool, wanted: bool
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """The losses of the rows `at`, as they come. Adds their gradients to both sides, where they are wanted."""
+    cosines = [Cosines(q, at, d)]
+    if other_queries:
+        cosines += [Cosines(q, at, q), Cosines(d, positive, d)]
+    begun: list[tuple[Side, Where]] = [(q, at), (d, positive), (d, own)]
+    vectors = [side.vectors[where].requires_grad_(wanted) for side, where in begun]
+    for value in (value for each in cosines for value in each.values):
+        value.requires_grad_(wanted)
+    with torch.enable_grad():
+        found = rows(Block(at, q.dimensions, *vectors, *(each.values for each in cosines)))
+        for place in reversed(range(len(q.dimensions))):
+            loss, sums = next(found)
+            if wanted:
+                leaves = [*vectors, *(each.values[place] for each in cosines)]
+                gradients = list(torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=place > 0))
+                loss = loss.detach()  # lets go of what was kept for the gradient
+                del leaves
+                with torch.no_grad():
+                    for side, where in begun:
+                        if (gradient := gradients.pop(0)) is not None:
+                            put(side.gradient, where, gradient)
+                    for each in cosines:
+                        each.backward(place, gradients.pop(0))
+            yield loss.detach(), sums
+
+
 class Side:
     """Vectors [n, d], the inverse norms of their prefixes, and the gradient that comes together for them."""
 
@@ -123,7 +133,7 @@ class Side:
         squares = torch.zeros_like(self.vectors[:, 0])
         scales, start = [], 0
         for stop in dimensions:
-            squares = squares + self.vectors[:, start:stop].square().sum(1)
+            squares = squares + torch.linalg.vector_norm(self.vectors[:, start:stop], dim=1).square()
             scales.append(squares.clamp(min=TINY).rsqrt())
             start = stop
         self.scales = torch.stack(scales)  # [P, n]
@@ -146,39 +156,38 @@ def put(there: Tensor, where: Where, values: Tensor) -> None:
 
 
 class Cosines:
-    """The cosines of the prefixes of some vectors of one side, `where`, with all of another."""
+    """The cosines of the prefixes of some vectors of one side, `where`, with all of another: `values`, narrowest first."""
 
     def __init__(self, left: Side, where: Where, right: Side) -> None:
         self.left, self.where, self.right = left, where, right
         self.vectors, self.scales = left.vectors[where], left.scales[:, where]
-        products: Tensor | None = None
         self.values: list[Tensor] = []
+        self.whole: Tensor | None = None  # the gradient of the products of the dimensions that were taken back
+        products: Tensor | None = None
         start = 0
         for place, stop in enumerate(right.dimensions):
             one, other = self.vectors[:, start:stop], right.vectors[:, start:stop].T
             products = one @ other if products is None else products.addmm_(one, other)
-            self.values.append((products * self.scales[place][:, None]).mul_(right.scales[place]))
+            scaled = products.mul_ if stop == right.dimensions[-1] else products.mul
+            self.values.append(scaled(self.scales[place][:, None]).mul_(right.scales[place]))
             start = stop
 
-    def backward(self, gradients: Sequence[Tensor | None]) -> None:
-        """Takes the gradients [b, n] of the cosines, and uses them up."""
-        left, right = self.left, self.right
-        dimensions = right.dimensions
-        whole: Tensor | None = None
+    def backward(self, place: int, found: Tensor | None) -> None:
+        """Takes the gradient [b, n] of the cosines of one dimension, widest first, and uses both up."""
+        left, right, value = self.left, self.right, self.values.pop().detach()
+        if found is not None:
+            radial = value.mul_(found)
+            put(left.radial[place], self.where, radial.sum(1))
+            right.radial[place] += radial.sum(0)
+            found = found.mul_(self.scales[place][:, None]).mul_(right.scales[place])
+            self.whole = found if self.whole is None else self.whole.add_(found)
+        if self.whole is None:
+            return
+        part = slice(right.dimensions[place - 1] if place else 0, right.dimensions[place])
         gradient = torch.zeros_like(self.vectors)
-        for place in reversed(range(len(dimensions))):
-            if (found := gradients[place]) is not None:
-                radial = self.values[place].detach().mul_(found)
-                put(left.radial[place], self.where, radial.sum(1))
-                right.radial[place] += radial.sum(0)
-                found = found.mul_(self.scales[place][:, None]).mul_(right.scales[place])
-                whole = found if whole is None else whole.add_(found)
-            if whole is None:
-                continue
-            part = slice(dimensions[place - 1] if place else 0, dimensions[place])
-            gradient[:, part] = whole @ right.vectors[:, part]
-            right.gradient[:, part].addmm_(whole.T, self.vectors[:, part])
+        gradient[:, part] = self.whole @ right.vectors[:, part]
         put(left.gradient, self.where, gradient)
+        right.gradient[:, part].addmm_(self.whole.T, self.vectors[:, part])
 
 
 def cosine_pairs(one: Tensor, other: Tensor, dimension: int) -> Tensor:

@@ -56,7 +56,8 @@ class Teacher:
         """
         items, places = listed(rows, config.kind)
         model_digest = Assets(os.path.join(folder, ".none")).digest(config.teacher)
-        folder = os.path.join(folder, digest(model_digest, config.kind, str(config.max_length), storage.bytes_digest(items.tobytes()))[:16])
+        what = (model_digest, config.kind, str(config.max_length), storage.bytes_digest(items.tobytes()))
+        folder = os.path.join(folder, digest(*what)[:16])
         for leftover in Path(folder).glob("*.tmp"):
             leftover.unlink()
         size = max(BLOCK_ITEMS, -(-len(items) // MOST_BLOCKS))
