@@ -11,14 +11,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 
 from datakit.assets import locate
 from datakit.errors import MissingExtra, UserError
 from trainer.config import Lora, ModelConfig
-
-_LOADING = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError)
 
 
 def load_base(config: ModelConfig, seed: int) -> tuple[Any, Any]:
@@ -34,9 +31,11 @@ def load_base(config: ModelConfig, seed: int) -> tuple[Any, Any]:
             with quiet():
                 base = _load_model(path, config)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(path, **_source(config))
-        except _LOADING as error:
+                _check_direction(base, config)
+        except UserError:
+            raise
+        except Exception as error:  # broken files raise all kinds, that of tokenizers is Exception itself
             raise UserError(f"The base '{config.base}' could not be loaded: {first_line(error)}") from error
-        _check_direction(base, config)
         if config.lora:
             base = _with_adapters(base, config.lora, config.base)
         else:
@@ -137,21 +136,24 @@ def _cut(settings: Any, config: ModelConfig, layers: int) -> None:
 
 def _check_direction(base: Any, config: ModelConfig) -> None:
     sees = first_token_sees_last(base)
+    if sees is config.bidirectional:
+        return
     named = f"The base '{config.base}' ({base.config.model_type})"
-    if config.bidirectional and not sees:
+    where = " in some batches and not in others" if sees is None else ""
+    if config.bidirectional:
         raise UserError(
-            f"{named} stays causal: its first token does not see the last one. "
+            f"{named} stays causal{where}: its first token does not see the last one. "
             "Choose a base that heeds config.is_causal, or set model.bidirectional: false."
         )
-    if sees and not config.bidirectional:
-        raise UserError(f"{named} sees in both directions and cannot be made causal. Leave model.bidirectional: false out.")
+    raise UserError(f"{named} sees in both directions{where} and cannot be made causal. Leave model.bidirectional: false out.")
 
 
 @torch.no_grad()
-def first_token_sees_last(base: Any) -> bool:
-    """Whether the first token's output changes with the last token, alone and in a batch with padding.
+def first_token_sees_last(base: Any) -> bool | None:
+    """Whether the first token's output changes with the last token: without a mask, with one, and in a batch with padding.
 
-    Asked of as many tokens as stand in one attention window.
+    None where the answers differ: BERT with is_causal is causal without padding only. Asked of as many tokens as stand in one
+    attention window.
     """
     was_training = base.training
     base.eval()
@@ -161,12 +163,12 @@ def first_token_sees_last(base: Any) -> bool:
     longer = torch.cat([torch.cat([ids, ids[:, :2]], dim=1), torch.full((1, length + 2), int(ids[0, 0]))])
     mask = torch.ones_like(longer)
     mask[:2, -2:] = 0
-    seen = []
-    for tokens, attention in ((ids, torch.ones_like(ids)), (longer, mask)):
-        first = base(input_ids=tokens.to(base.device), attention_mask=attention.to(base.device)).last_hidden_state[:2, 0].float()
-        seen.append(bool((first[0] - first[1]).abs().max() > 1e-6))
+    seen = set()
+    for tokens, attention in ((ids, None), (ids, torch.ones_like(ids).to(base.device)), (longer, mask.to(base.device))):
+        first = base(input_ids=tokens.to(base.device), attention_mask=attention).last_hidden_state[:2, 0].float()
+        seen.add(bool((first[0] - first[1]).abs().max() > 1e-6))
     base.train(was_training)
-    return all(seen)
+    return seen.pop() if len(seen) == 1 else None
 
 
 def _set_embeddings(base: Any, kind: str) -> None:
@@ -194,9 +196,14 @@ def _with_adapters(base: Any, lora: Lora, name: str) -> Any:
         import peft
     except ImportError as error:
         raise MissingExtra("model.lora", "peft", "lora") from error
+    modules = [module for module, _ in base.named_modules()]
+    for target in lora.targets:  # peft is content where one of them fits
+        if not any(f".{module}".endswith(f".{target}") for module in modules):
+            raise UserError(f"model.lora.targets does not fit the base '{name}': it has no layer named '{target}'.")
     settings = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets or "all-linear"
-    )
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets or "all-linear",
+        exclude_modules=[module for module in modules if module.startswith("pooler.")],
+    )  # fmt: skip
     try:
         return peft.get_peft_model(base, settings)
     except ValueError as error:

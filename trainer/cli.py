@@ -8,6 +8,7 @@ import typer
 
 from datakit.errors import UserError, run_command_line
 from datakit.terminal import console, set_up_logging
+from trainer.search.commands import app as search
 
 app = typer.Typer(
     help="A lean trainer of text-embedding models.",
@@ -111,25 +112,62 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A sentence-transformers model: a folder, a name, or package:NAME/path.")
     ],
-    data: Annotated[str, typer.Option("--data", "-d", metavar="BUILD", help="A built data set.")],
+    data: Annotated[str | None, typer.Option("--data", "-d", metavar="BUILD", help="A built data set.")] = None,
+    sets: Annotated[
+        str | None, typer.Option("--sets", metavar="FILE", help="Local sets, as in mixtures/evaluation-sets.yaml.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task", metavar="NAME", help="Of the sets this one alone, or a task of mteb (from the Hub); repeatable."
+        ),
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option(metavar="NAME", help="A benchmark of mteb (from the Hub).")] = None,
     dimensions: Annotated[
         list[int] | None, typer.Option("--dimension", help="Cut vectors to so many dimensions; may be repeated.")
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write evaluation.json there.")] = None,
+    bm25: Annotated[bool, typer.Option("--bm25", help="BM25 beside the model, for retrieval.")] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="With --data alone: write evaluation.json there. Else a folder: results.json."
+        ),
+    ] = None,
 ) -> None:
-    """Measure any sentence-transformers model on the validation split of a build (nDCG@10)."""
+    """Measure any sentence-transformers model: nDCG@10 on the validation split of a build, or MTEB's families.
+
+    --data BUILD        the validation split, by category
+    --sets FILE         local sets of the eight families, by mteb's own evaluators; --task and --benchmark add mteb's
+    """
+    if data is None and sets is None and not tasks and benchmark is None:
+        raise UserError("Say what to measure on: --data BUILD, --sets FILE, --task NAME or --benchmark NAME.")
+    from datakit import storage
     from datakit.opened import open_build
 
-    build = open_build(data)
-    from datakit import storage
+    build = open_build(data) if data is not None else None
+    by_families = sets is not None or bool(tasks) or benchmark is not None
+    if by_families:
+        from trainer.evaluation.families import evaluate_families
+        from trainer.evaluation.scores import table
+
+        found = evaluate_families(model, sets, tasks or [], benchmark, dimensions or [], bm25)
+        if output is not None:
+            storage.write_json(storage.join(output, "results.json"), found.model_dump(mode="json", by_alias=True))
+        out.print(table(found))
+    if build is None:
+        return
     from trainer.evaluation.retrieval import evaluate_model
     from trainer.report import category_table, evaluation
 
     results = evaluate_model(build, model, dimensions or [])
     if output is not None:
         scores = evaluation(model, build.version, results[max(results)], None)
-        storage.write_json(output, scores.model_dump(mode="json", by_alias=True))
+        path = storage.join(output, "evaluation.json") if by_families else output
+        storage.write_json(path, scores.model_dump(mode="json", by_alias=True))
     out.print(category_table({str(dimension): found for dimension, found in results.items()}, f"{model}: nDCG@10"))
+
+
+app.add_typer(search, name="search")
 
 
 @app.callback()

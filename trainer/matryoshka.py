@@ -52,8 +52,8 @@ def in_blocks(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean over B rows of a loss that `rows` gives for a block of them, with statistics likewise.
 
-    queries [B, d], documents [N, d], dimensions ascending. The gradient is computed at once, dimension by dimension, and scaled on
-    the way back: it can be had once, and has no derivative of its own.
+    queries [B, d], documents [N, d], dimensions ascending. The gradient is computed at once, dimension by dimension, and scaled
+    on the way back: it can be had once, and has no derivative of its own.
     """
     statistics: dict[str, Tensor] = {}
     run: Callable[..., Tensor] = _InBlocks.apply
