@@ -166,6 +166,8 @@ def first_token_sees_last(base: Any) -> bool | None:
     seen = set()
     for tokens, attention in ((ids, None), (ids, torch.ones_like(ids).to(base.device)), (longer, mask.to(base.device))):
         first = base(input_ids=tokens.to(base.device), attention_mask=attention).last_hidden_state[:2, 0].float()
+        if not first.isfinite().all():
+            raise ValueError("its vectors are not finite numbers, so its weights are damaged")
         seen.add(bool((first[0] - first[1]).abs().max() > 1e-6))
     base.train(was_training)
     return seen.pop() if len(seen) == 1 else None

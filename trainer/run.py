@@ -35,6 +35,8 @@ class Run:
     builds: dict[str, Build]  # what each stage is trained on, by its name
     folder: str
     version: str
+    identity: dict[str, Any]  # what decides the weights
+    newest: bool  # whether `latest` beside the folder is to point to it
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.folder, *parts)
@@ -55,9 +57,10 @@ def stage_builds(config: Config, build: Build) -> dict[str, Build]:
 
 
 def open_run(config: Config, build: Build, output: str | None) -> Run:
-    """The run's folder: `output`, or `<config.output>/<name>/<version>`, so that another config or build has another folder.
+    """The run in `output`, or in `<config.output>/<name>/<version>`, so that another config or build has another folder.
 
-    A stage that has not begun may still be changed. Raises UserError where `output` holds something else.
+    Writes nothing (see claim). A stage that has not begun may still be changed. Raises UserError where `output` holds something
+    else.
     """
     names = [
         attempt_name(stage, 1 + each) for stage in config.stages for each in range(1 + (stage.gate.repeats if stage.gate else 0))
@@ -81,14 +84,19 @@ def open_run(config: Config, build: Build, output: str | None) -> Run:
             )
     elif os.path.isdir(folder) and os.listdir(folder):
         raise UserError(f"The output '{folder}' is not empty and holds no run. Choose another --output.")
-    if found != identity:
-        resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return Run(config, build, builds, folder, version, identity, newest=output is None)
+
+
+def claim(run: Run) -> None:
+    """Writes down what the folder is for. Nothing is written before what can be checked is checked: a mistake leaves no trace."""
+    marker = run.path("run.json")
+    if not os.path.isfile(marker) or storage.read_json(marker) != run.identity:
+        resolved = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         # run.json first: a folder without it is somebody else's.
-        storage.write_json(marker, identity)
-        storage.write_bytes(os.path.join(folder, "config.yaml"), resolved.encode())
-    if output is None:
-        point(os.path.join(os.path.dirname(folder), "latest"), version)
-    return Run(config, build, builds, folder, version)
+        storage.write_json(marker, run.identity)
+        storage.write_bytes(run.path("config.yaml"), resolved.encode())
+    if run.newest:
+        point(os.path.join(os.path.dirname(run.folder), "latest"), run.version)
 
 
 def _identity(config: Config, build: Build, builds: dict[str, Build]) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from datakit.opened import Build
 from datakit.schema import digest
 from trainer import checkpoint, loop
 from trainer.config import Config, Stage
-from trainer.data import TrainingRows
+from trainer.data import TrainingRows, part_files
 from trainer.evaluation import retrieval
 from trainer.export import export
 from trainer.model import Encoder, load_encoder
 from trainer.outcome import Decision, Outcome, baseline, best, decide, metrics_of, of_stage, publish
 from trainer.report import Metrics, StageMetrics
-from trainer.run import Run, attempt_name, open_run
+from trainer.run import Run, attempt_name, claim, open_run
 from trainer.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def do(config: Config, build: Build, output: str | None, console: Console, only:
     previous: Outcome | None = None
     start: Path | None = None
     if finished(run, last):
+        claim(run)
         log.info("This is finished; nothing is left to do.")
     for stage in config.stages[: config.stages.index(last) + 1]:
         fresh = not finished(run, stage)
@@ -94,6 +95,9 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     encoder = prepared(config, stage)
     dimensions = matryoshka_dimensions(config, encoder)
     task = retrieval.load_task(run.build, config.evaluation.queries, config.evaluation.documents)
+    for each in run.builds.values():
+        part_files(each, "train")
+    claim(run)
     before = previous.after if previous else baseline(run, encoder, task, dimensions)
     if start is not None:
         checkpoint.load_weights(start, encoder)

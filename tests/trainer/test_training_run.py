@@ -27,7 +27,7 @@ from trainer.evaluation.retrieval import load_task
 from trainer.losses import batch_loss
 from trainer.model import load_encoder
 from trainer.report import Metrics
-from trainer.run import Run, open_run
+from trainer.run import Run, claim, open_run
 
 QUIET = Console(quiet=True)
 
@@ -268,18 +268,24 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(tiny_base: str
     assert f"step-{failed['step'] - 1:07d}" in {entry.name for entry in (tmp_path / "run/one/checkpoints").iterdir()}
 
 
+def claimed(config: Config, build: Build, output: str | None) -> Run:
+    run = open_run(config, build, output)
+    claim(run)
+    return run
+
+
 def test_another_config_build_or_base_in_the_same_folder_is_refused_by_name(
     tiny_base: str, toy_build: Build, make_build: MakeBuild, tmp_path: Path
 ) -> None:
     config = toy_config(tiny_base)
     folder = str(tmp_path / "run")
-    version = open_run(config, toy_build, folder).version
-    assert open_run(toy_config(tiny_base, checkpoint={"every": 9}), toy_build, folder).version == version
+    version = claimed(config, toy_build, folder).version
+    assert claimed(toy_config(tiny_base, checkpoint={"every": 9}), toy_build, folder).version == version
     with pytest.raises(UserError, match="a run that differs in: seed"):
         open_run(toy_config(tiny_base, loss={"temperature": 0.1}, seed=6), toy_build, folder)
     # A stage may be changed until it has begun.
-    assert open_run(toy_config(tiny_base, loss={"temperature": 0.1}), toy_build, folder).version != version
-    assert open_run(config, toy_build, folder).version == version
+    assert claimed(toy_config(tiny_base, loss={"temperature": 0.1}), toy_build, folder).version != version
+    assert claimed(config, toy_build, folder).version == version
     (tmp_path / "run" / "one").mkdir()
     with pytest.raises(UserError, match=r"a run that differs in: stages\.one\.loss\.temperature"):
         open_run(toy_config(tiny_base, loss={"temperature": 0.1}), toy_build, folder)
@@ -293,11 +299,11 @@ def test_another_config_build_or_base_in_the_same_folder_is_refused_by_name(
 
 
 def test_each_config_has_its_own_folder_and_latest_points_at_the_newest(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
-    first = open_run(toy_config(tiny_base, output=str(tmp_path)), toy_build, None)
-    second = open_run(toy_config(tiny_base, output=str(tmp_path), seed=9), toy_build, None)
+    first = claimed(toy_config(tiny_base, output=str(tmp_path)), toy_build, None)
+    second = claimed(toy_config(tiny_base, output=str(tmp_path), seed=9), toy_build, None)
     assert first.folder != second.folder
     assert (tmp_path / "toy" / "latest").resolve() == Path(second.folder).resolve()
-    assert open_run(toy_config(tiny_base, output=str(tmp_path)), toy_build, None) == first
+    assert claimed(toy_config(tiny_base, output=str(tmp_path)), toy_build, None) == first
     assert (tmp_path / "toy" / "latest").resolve() == Path(first.folder).resolve()
 
 
