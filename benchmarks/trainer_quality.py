@@ -350,7 +350,7 @@ def switched(work: Path, build: str, steps: int, draws: int, data: Path) -> None
         print(f"| {name} | {' | '.join(' / '.join(f'{value:.3f}' for value in column) for column in columns)} |")
 
 
-STEPS = (300, 50, 180)
+STEPS = (300, 50, 150)
 
 
 def seconds_of(folder: Path) -> float:
