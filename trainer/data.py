@@ -120,7 +120,7 @@ class TrainingRows:
         self._starts = np.array(starts)
         self.most_negatives = max(most)  # of a row
         if len(self) == 0:
-            raise UserError(f"The build '{build.path}' has no row in 'train' that stage '{stage.name}' can be trained on.")
+            raise no_rows(build, stage)
         # Groups by name, so that their order does not depend on the order of the rows. With each: whether its rows are graded.
         self.groups = sorted(names)
         ranks = np.empty(len(names), np.int32)
@@ -214,6 +214,10 @@ class TrainingRows:
         ordered = sorted(counted, key=lambda key: (-counted[key], key))
         by_category = {category: query for category, query, _ in reversed(ordered)}
         return {**dict(sorted(by_category.items())), "query": ordered[0][1], "document": ordered[0][2]}
+
+
+def no_rows(build: Build, stage: Stage) -> UserError:
+    return UserError(f"The build '{build.path}' has no row in 'train' that stage '{stage.name}' can be trained on.")
 
 
 def has_score(block: pa.RecordBatch) -> np.ndarray:

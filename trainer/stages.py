@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 
+import polars as pl
 import torch
 from rich.console import Console
 
@@ -14,16 +15,15 @@ from datakit import storage
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build
 from datakit.schema import digest
-from trainer import checkpoint, loop
+from trainer import checkpoint, loop, teacher
 from trainer.config import Config, Stage
-from trainer.data import TrainingRows, part_files
+from trainer.data import TrainingRows, no_rows, part_files
 from trainer.evaluation import retrieval
 from trainer.export import export
 from trainer.model import Encoder, load_encoder
 from trainer.outcome import Decision, Outcome, baseline, best, decide, metrics_of, of_stage, publish
 from trainer.report import Metrics, StageMetrics
 from trainer.run import Run, attempt_name, claim, open_run
-from trainer.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -95,16 +95,17 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     encoder = prepared(config, stage)
     dimensions = matryoshka_dimensions(config, encoder)
     task = retrieval.load_task(run.build, config.evaluation.queries, config.evaluation.documents)
-    for each in run.builds.values():
-        part_files(each, "train")
+    if not os.path.isfile(run.path("run.json")):
+        preflight(run)
     claim(run)
     before = previous.after if previous else baseline(run, encoder, task, dimensions)
     if start is not None:
         checkpoint.load_weights(start, encoder)
     os.makedirs(folder, exist_ok=True)
     rows = TrainingRows(run.builds[stage.name], folder, stage, stage_seed(config, stage))
-    teacher = Teacher.open(stage.loss.distillation, rows, run.path("teacher")) if stage.loss.distillation else None
-    job = loop.Job(config, stage, folder, encoder, rows, teacher, task, dimensions)
+    distillation = stage.loss.distillation
+    teaching = teacher.Teacher.open(distillation, rows, run.path("teacher")) if distillation else None
+    job = loop.Job(config, stage, folder, encoder, rows, teaching, task, dimensions)
     log.info("Stage '%s': %s; %s on %s", stage.name, size(job), encoder.compute, encoder.device)
     taken = loop.train(job, console)
     if taken != job.steps:
@@ -123,6 +124,18 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     export(encoder, os.path.join(folder, "model"), rows.prompts(encoder), run.title, build, dimensions, scores)
     storage.write_json(path, outcome.model_dump(mode="json"))
     return outcome
+
+
+def preflight(run: Run) -> None:
+    """Opens what later stages need, so that a mistake in the last one is told before the first one is trained."""
+    for stage in run.config.stages:
+        files = part_files(run.builds[stage.name], "train")
+        if stage.loss.similarity is None and not pl.scan_parquet(files).select(pl.col("score").is_null().any()).collect().item():
+            raise no_rows(run.builds[stage.name], stage)
+        if stage.loss.distillation is not None:
+            teacher.load(stage.loss.distillation)
+    for name in run.config.evaluation.encoders:
+        retrieval.load(name)
 
 
 def prepared(config: Config, stage: Stage) -> Encoder:

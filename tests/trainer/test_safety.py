@@ -242,7 +242,6 @@ MISTAKES = {
     "name that is unknown": r"The base 'nobody/no-such-model' could not be loaded: ",
     "base that stays causal": r"The base '.*/mamba' \(mamba\) stays causal",
     "dimension above the model's": r"Stage 'two': loss\.dimensions holds 33; .* gives vectors of 32 dimensions",
-    # DEFECT: these three are found out when the folder is claimed already, so that the three tests after the next one fail.
     "teacher that is not there": r"The teacher '.*/no-such-teacher' could not be loaded: ",
     "encoder that is not there": r"The encoder '.*/no-such-encoder' could not be loaded: ",
     "rows that are all graded": r"has no row in 'train' that stage 'one' can be trained on\.",

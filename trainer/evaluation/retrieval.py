@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -178,15 +179,20 @@ def evaluate_model(build: Build, name: str, dimensions: Sequence[int]) -> dict[i
     return evaluate_encoder(load_task(build), name, sorted(set(dimensions), reverse=True))
 
 
-def evaluate_encoder(task: Task, name: str, dimensions: Sequence[int] = ()) -> dict[int, Result]:
-    """Any sentence-transformers model with its own prompts; at its own dimension where none is given."""
+def load(name: str) -> Any:
+    """A sentence-transformers model. Raises UserError where it cannot be had."""
     from sentence_transformers import SentenceTransformer
 
     try:
         with quiet():
-            model = SentenceTransformer(locate(name))
+            return SentenceTransformer(locate(name))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The encoder '{name}' could not be loaded: {first_line(error)}") from error
+
+
+def evaluate_encoder(task: Task, name: str, dimensions: Sequence[int] = ()) -> dict[int, Result]:
+    """Any sentence-transformers model with its own prompts; at its own dimension where none is given."""
+    model = load(name)
     width = int(model.get_embedding_dimension() or 0)
     if too_wide := [dimension for dimension in dimensions if dimension > width]:
         raise UserError(f"Dimension {max(too_wide)} is above that of the model '{name}', which is {width}.")
