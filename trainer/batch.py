@@ -85,7 +85,7 @@ def keys(ids: Any, texts: Any) -> np.ndarray:
     column = pl.Series("id", pl.from_arrow(ids), dtype=pl.String)
     if column.null_count():
         known = zip(column.to_list(), texts.to_pylist(), strict=True)
-        column = pl.Series("id", [key if key is not None else text_id(text) for key, text in known], dtype=pl.String)
+        column = pl.Series("id", [text_id(text or "") if key is None else key for key, text in known], dtype=pl.String)
     return np.asarray(column.hash(seed=0).to_numpy())
 
 

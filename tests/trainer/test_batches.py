@@ -346,7 +346,6 @@ def test_a_mined_negative_that_is_a_positive_of_the_query_in_any_row_is_never_dr
         assert found == ["n1", "p4"]
 
 
-# DEFECT: an id that is absent is taken from the text, and there is none.
 @pytest.mark.parametrize("absent", [mined(""), mined(None), {**mined(None), "id": text_id("lost")}, None], ids=str)
 def test_a_negative_without_a_text_is_none(
     make_build: MakeBuild, tmp_path: Path, encoder: Encoder, absent: Record | None
