@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,7 +11,6 @@ from datakit.terminal import console, set_up_logging
 from trainer.search.commands import app as search
 
 app = typer.Typer(
-    help="A lean trainer of text-embedding models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -118,9 +117,7 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         list[str] | None,
-        typer.Option(
-            "--task", metavar="NAME", help="Of the sets this one alone, or a task of mteb (from the Hub); repeatable."
-        ),
+        typer.Option("--task", metavar="NAME", help="Of the sets this one alone, or a task of mteb (from the Hub); repeatable."),
     ] = None,
     benchmark: Annotated[str | None, typer.Option(metavar="NAME", help="A benchmark of mteb (from the Hub).")] = None,
     dimensions: Annotated[
@@ -168,6 +165,52 @@ def evaluate(
 
 
 app.add_typer(search, name="search")
+
+
+@app.command()
+def merge(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Exported models, or checkpoints of runs.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder of the merged model.")],
+    method: Annotated[
+        Literal["soup", "slerp"], typer.Option(help="soup: the mean of the weights. slerp: on the arc between two models.")
+    ] = "soup",
+    weights: Annotated[
+        list[float] | None, typer.Option("--weight", metavar="W", help="Once for each model, in their order; alike when absent.")
+    ] = None,
+    data: BuildPath = None,
+) -> None:
+    """Merge models of one architecture into one, and measure inputs and merge on a build (nDCG@10 by dimension)."""
+    from datakit.opened import open_build
+    from trainer.merge import merge as merged
+
+    found = merged(models, output, method, weights or [], open_build(data) if data is not None else None)
+    if found.scores:
+        out.print(found.table())
+    out.print(output, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def estimate(
+    config: ConfigPath,
+    hardware: Annotated[str, typer.Option(metavar="NAMExCOUNT", help="Such as a100x8, h200 or cpux2.")],
+    data: BuildPath = None,
+    rows: Annotated[
+        list[str] | None, typer.Option(metavar="N", help="Rows, such as 100M: once, or once for each stage; else the build's.")
+    ] = None,
+    tokens: Annotated[float | None, typer.Option("--tokens-per-text", metavar="N", help="Else as in the build, or 128.")] = None,
+    parameters: Annotated[float | None, typer.Option(metavar="N", help="Of a base that is not here, such as 1.5e9.")] = None,
+    share: Annotated[float | None, typer.Option("--mfu", metavar="SHARE", help="Share of the peak that is reached.")] = None,
+) -> None:
+    """Tell what a run would take on some hardware: tokens, FLOPs, days, memory, storage, and what is assumed. Runs nothing."""
+    from datakit.opened import open_build
+    from datakit.planning import count
+    from datakit.recipe_file import load_model
+    from trainer.config import Config
+    from trainer.estimate import estimate as estimated
+
+    build, counts = open_build(data) if data is not None else None, [count(each) for each in rows or []]
+    found = estimated(load_model(config, Config), hardware, build, counts, tokens, parameters, share)
+    out.print(found.tables(), highlight=False)
 
 
 @app.callback()

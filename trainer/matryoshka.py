@@ -107,7 +107,7 @@ def one_block(
     for value in (value for each in cosines for value in each.values):
         value.requires_grad_(wanted)
     with torch.enable_grad():
-        found = rows(Block(at, q.dimensions, *vectors, *(each.values for each in cosines)))
+        found = rows(Block(at, q.dimensions, vectors[0], vectors[1], vectors[2], *(each.values for each in cosines)))
         for place in reversed(range(len(q.dimensions))):
             loss, sums = next(found)
             if wanted:

@@ -67,7 +67,10 @@ def load_task(build: Build, most_queries: int | None = None, most_documents: int
             query = row["query_id"] or text_id(row["query"])
             place = (row["category"], query)
             queries.setdefault(place, (row["query"], row["instruction"]))
-            texts = [(row["positive_id"], row["positive"]), *((each["id"], each["text"]) for each in row["negatives"] or [] if each)]
+            texts = [
+                (row["positive_id"], row["positive"]),
+                *((each["id"], each["text"]) for each in row["negatives"] or [] if each),
+            ]
             ids = [key or text_id(text) for key, text in texts if text]
             documents |= {key: (text, row["document_instruction"]) for key, (_, text) in zip(ids, texts, strict=True)}
             positives.setdefault(query, set()).add(ids[0])

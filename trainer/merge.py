@@ -1,0 +1,213 @@
+"""Several models of one architecture as one: the mean of their weights (soup), or a point on the arc between two (SLERP)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from datakit import storage
+from datakit.assets import Assets, locate
+from datakit.errors import UserError
+from datakit.opened import Build
+from trainer import checkpoint
+from trainer.evaluation.retrieval import METRIC, Result, evaluate_encoder, load_task
+from trainer.export import TRAINED
+
+Method = Literal["soup", "slerp"]
+# Where |cosine| is above it, as in mergekit, the line takes the arc's place.
+PARALLEL = 0.9995
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*.onnx", "onnx", "openvino", "README.md")
+_CARD = """---
+library_name: sentence-transformers
+tags: [sentence-transformers, feature-extraction, sentence-similarity, merge]
+---
+# {title}
+
+Merged by `trainer merge --method {method}`, tensor by tensor in float64.{linear} All but the weights is as in the first model.
+
+| model | weight | digest |
+|---|---|---|
+{models}
+"""
+
+
+@dataclass
+class Merged:
+    """`scores`: nDCG@10 by dimension, widest first, of each input and of the merge, where there was a build."""
+
+    tensors: int = 0
+    linear: int = 0  # of them, those that SLERP merged linearly
+    scores: dict[str, dict[int, Result]] = field(default_factory=dict)
+
+    def table(self) -> Table:
+        table = Table(title=f"{METRIC} on the validation split", title_justify="left")
+        table.add_column("", overflow="fold")
+        for dimension in next(iter(self.scores.values())):
+            table.add_column(str(dimension), justify="right")
+        for name, results in self.scores.items():
+            table.add_row(name, *(f"{each.score:.3f}" for each in results.values()))
+        return table
+
+
+def soup(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted mean, in float64 (Wortsman et al. 2022, arXiv 2203.05482)."""
+    return torch.stack([tensor.double() * weight for tensor, weight in zip(tensors, weights, strict=True)]).sum(0) / sum(weights)
+
+
+def slerp(one: Tensor, other: Tensor, share: float) -> tuple[Tensor, bool]:
+    """The point a part `share` of the way from one tensor to another, in float64; and whether it is on the line, not on the arc.
+
+    (sin((1 - t) theta) one + sin(t theta) other) / sin(theta), theta the angle between the flattened tensors (Shoemake 1985); not
+    brought to length 1, as in mergekit. The line where they are nearly parallel, or one of them is 0.
+    """
+    one, other = one.double(), other.double()
+    norms = one.norm() * other.norm()
+    cosine = (one * other).sum() / norms
+    if not norms > 0 or cosine.abs() > PARALLEL:
+        return (1 - share) * one + share * other, True
+    theta = cosine.arccos()
+    return (((1 - share) * theta).sin() * one + (share * theta).sin() * other) / theta.sin(), False
+
+
+def merge(
+    models: Sequence[str], output: str, method: Method = "soup", weights: Sequence[float] = (), build: Build | None = None
+) -> Merged:
+    """Writes the merge of exported models, or of checkpoints of runs, to the folder `output`: whole, or not at all.
+
+    `weights` are alike where there are none. SLERP goes from the first model by the part that the second weight is of both.
+    Raises UserError for what is no model, and for models that differ, naming the first tensor; for SLERP of more than two, as the
+    result would depend on their order.
+    """
+    weights = checked(len(models), method, weights)
+    scratch, merged = f"{os.path.normpath(output)}.tmp", Merged()
+    if os.path.lexists(output):
+        raise UserError(f"The output '{output}' is there already. Choose another --output, or move it away.")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="trainer-merge-") as exports:
+            folders = [exported(name, os.path.join(exports, str(number))) for number, name in enumerate(models)]
+            sources = [tensors_of(folder) for folder in folders]
+            for number in range(1, len(models)):
+                compare([models[0], models[number]], [folders[0], folders[number]], [sources[0], sources[number]])
+
+            def combined(key: str) -> Tensor:
+                tensors = [source[key] for source in sources]
+                if not tensors[0].is_floating_point():
+                    return tensors[0]
+                share = weights[1] / sum(weights)
+                result, linear = slerp(tensors[0], tensors[1], share) if method == "slerp" else (soup(tensors, weights), False)
+                merged.tensors, merged.linear = merged.tensors + 1, merged.linear + linear
+                return result.to(tensors[0].dtype)
+
+            write(folders[0], scratch, combined)
+            trained = [set(_json(folder, TRAINED).get("dimensions", [])) for folder in folders]
+            dimensions = sorted(set.intersection(*trained), reverse=True)
+            if os.path.isfile(os.path.join(scratch, TRAINED)):
+                storage.write_json(os.path.join(scratch, TRAINED), {"dimensions": dimensions})
+            digests = [Assets(os.path.join(folder, ".none")).digest(folder) for folder in folders]
+            table = [f"| `{name}` | {weight:g} | {each} |" for name, weight, each in zip(models, weights, digests, strict=True)]
+            linear = f" {merged.linear} of {merged.tensors} tensors were nearly parallel: linearly." if method == "slerp" else ""
+            card = _CARD.format(title=os.path.basename(scratch[:-4]), method=method, linear=linear, models="\n".join(table))
+            storage.write_bytes(os.path.join(scratch, "README.md"), card.encode())
+            if build is not None:
+                task = load_task(build)
+                for name, folder in zip([*models, f"{method}: {output}"], [*folders, scratch], strict=True):
+                    merged.scores[name] = evaluate_encoder(task, folder, dimensions)
+        os.replace(scratch, output)
+    except (OSError, SafetensorError) as error:
+        raise checkpoint.failure(error, output) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return merged
+
+
+def checked(count: int, method: Method, weights: Sequence[float]) -> Sequence[float]:
+    if count < 2 or (method == "slerp" and count > 2):
+        wanted = "two models, as the order of more would matter: see soup" if method == "slerp" else "two models or more"
+        raise UserError(f"{method} merges {wanted}; found {count}.")
+    if weights and (len(weights) != count or min(weights) < 0 or sum(weights) == 0):
+        raise UserError(f"The weights are {list(weights)}; give --weight once for each of {count} models: from 0, and not all 0.")
+    return weights or [1.0] * count
+
+
+def exported(name: str, scratch: str) -> str:
+    """The folder of an exported model; for a checkpoint, STAGE/checkpoints/step-N, one that is written to `scratch`.
+
+    What was not trained, and all that is no weight, comes from STAGE/model, so that the stage must be finished.
+    """
+    folder = Path(locate(name))
+    if (folder / "modules.json").is_file():
+        return str(folder)
+    if not (folder / "state.json").is_file():
+        raise UserError(f"'{name}' is no exported model (modules.json) and no checkpoint of a run (state.json).")
+    export = folder.absolute().parents[1] / "model"
+    wrong = checkpoint.damage(folder) or (None if export.is_dir() else f"its stage is not finished: '{export}' is not there")
+    if wrong:
+        raise UserError(f"The checkpoint '{name}' cannot be merged: {wrong}.")
+    held = tensors_of(str(export))
+    dense = next((key for key in held if key.endswith("_Dense/linear.weight")), "")
+    found = load_file(folder / "model.safetensors")
+    trained = {dense if key == "projection.weight" else key.removeprefix("base."): value for key, value in found.items()}
+    if strange := sorted(trained.keys() - held.keys()):
+        raise UserError(
+            f"The checkpoint '{name}' holds '{strange[0]}', which its export lacks, as with LoRA. Merge exported models."
+        )
+    write(str(export), scratch, lambda key: trained.get(key, held[key]))
+    return scratch
+
+
+def tensors_of(folder: str) -> dict[str, Tensor]:
+    """The tensors of all modules of a model, mapped, as `FOLDER INSIDE/NAME`; those of the transformer have no folder."""
+    files = sorted(Path(folder).rglob("*.safetensors"))
+    if not files:
+        raise UserError(f"The model '{folder}' has no weights in safetensors. Save it again with sentence-transformers.")
+    return {_key(folder, file, name): tensor for file in files for name, tensor in sorted(load_file(file).items())}
+
+
+def write(like: str, folder: str, tensor: Callable[[str], Tensor]) -> None:
+    """A copy of the model `like`, with the tensors that a function gives for their keys (tensors_of), shard by shard."""
+    shutil.copytree(like, folder, ignore=shutil.ignore_patterns(*_WEIGHTS))
+    for file in sorted(Path(like).rglob("*.safetensors")):
+        values = {name: tensor(_key(like, file, name)).contiguous() for name in sorted(load_file(file))}
+        save_file(values, path := Path(folder) / file.relative_to(like), metadata={"format": "pt"})
+        checkpoint.flush(path)
+
+
+def compare(names: Sequence[str], folders: Sequence[str], sources: Sequence[dict[str, Tensor]]) -> None:
+    """Raises UserError where two models are not of one architecture, or make vectors in another way."""
+    shapes = [{key: list(tensor.shape) for key, tensor in source.items()} for source in sources]
+    for key in sorted(shapes[0].keys() | shapes[1].keys()):
+        one, other = (str(each.get(key, "absent")) for each in shapes)
+        if one != other:
+            raise UserError(f"The models differ, first in the tensor '{key}': {one} in '{names[0]}', {other} in '{names[1]}'.")
+    ways = [
+        {
+            "modules": [each["type"].rpartition(".")[2] for each in _json(folder, "modules.json")],
+            "pooling": _json(folder, "1_Pooling/config.json"),
+            "is_causal": _json(folder, "config.json").get("is_causal"),
+        }
+        for folder in folders
+    ]
+    for what, way in ways[0].items():
+        if way != ways[1][what]:
+            raise UserError(f"The models differ in {what}: {way} in '{names[0]}', {ways[1][what]} in '{names[1]}'.")
+
+
+def _key(folder: str, file: Path, name: str) -> str:
+    return str(file.parent.relative_to(folder) / name)
+
+
+def _json(folder: str, name: str) -> Any:
+    path = os.path.join(folder, name)
+    return storage.read_json(path) if os.path.isfile(path) else {}
