@@ -47,9 +47,11 @@ def main() -> None:
     if not arguments.data:
         parser.error("give the folder of real data with --data, or in DATAKIT_REAL_DATA")
     os.environ["DATAKIT_REAL_DATA"] = str(Path(arguments.data).resolve())
-    sets = load_sets(str(ROOT / "mixtures" / "evaluation-sets.yaml"))
+    sets = {each.name: each for each in load_sets(str(ROOT / "mixtures" / "evaluation-sets.yaml"))}
+    if unknown := [name for name in arguments.set or () if name not in sets]:
+        parser.error(f"there is no set '{unknown[0]}'; there are: {', '.join(sets)}")
     for model in arguments.model:
-        print(report(model, [each for each in sets if not arguments.set or each.name in arguments.set], arguments), flush=True)
+        print(report(model, [sets[name] for name in arguments.set or sets], arguments), flush=True)
 
 
 def report(model: str, sets: Sequence[LocalSet], arguments: Any) -> str:

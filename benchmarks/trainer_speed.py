@@ -121,6 +121,8 @@ def measure(side: str, path: str, work: Path, steps: int) -> None:
             began = time.monotonic()
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.optimizer.learning_rate
             loop.backward(batch, 1.0, number, job, 0.05, scaler)
             loop.clip(encoder.parameters(), 1.0)
             for optimizer in optimizers:

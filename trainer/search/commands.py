@@ -127,4 +127,4 @@ def _show(opened: Index, hits: Hits) -> None:
     ids = [each for each in hits.ids[0].tolist() if each >= 0]
     for rank, (score, passage) in enumerate(zip(hits.scores[0].tolist(), opened.passages(ids), strict=False), start=1):
         out.print(Text(f"{rank:>3}  {score:.3f}  {shown(passage.place)}"), soft_wrap=True)
-        out.print(Padding(Text(shown(" ".join(passage.text.split()), 300), "dim"), (0, 0, 0, 5)))
+        out.print(Padding(Text(shown(" ".join(passage.text.split()), 300), "dim"), (0, 0, 0, 5), expand=False))
