@@ -87,13 +87,18 @@ def open_run(config: Config, build: Build, output: str | None) -> Run:
     return Run(config, build, builds, folder, version, identity, newest=output is None)
 
 
+def claimed(run: Run) -> bool:
+    """Whether the folder says already that it is for this run, as it is now."""
+    marker = run.path("run.json")
+    return os.path.isfile(marker) and bool(storage.read_json(marker) == run.identity)
+
+
 def claim(run: Run) -> None:
     """Writes down what the folder is for. Nothing is written before what can be checked is checked: a mistake leaves no trace."""
-    marker = run.path("run.json")
-    if not os.path.isfile(marker) or storage.read_json(marker) != run.identity:
+    if not claimed(run):
         resolved = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         # run.json first: a folder without it is somebody else's.
-        storage.write_json(marker, run.identity)
+        storage.write_json(run.path("run.json"), run.identity)
         storage.write_bytes(run.path("config.yaml"), resolved.encode())
     if run.newest:
         point(os.path.join(os.path.dirname(run.folder), "latest"), run.version)

@@ -23,7 +23,7 @@ from trainer.export import export
 from trainer.model import Encoder, load_encoder
 from trainer.outcome import Decision, Outcome, baseline, best, decide, metrics_of, of_stage, publish
 from trainer.report import Metrics, StageMetrics
-from trainer.run import Run, attempt_name, claim, open_run
+from trainer.run import Run, attempt_name, claim, claimed, open_run
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     encoder = prepared(config, stage)
     dimensions = matryoshka_dimensions(config, encoder)
     task = retrieval.load_task(run.build, config.evaluation.queries, config.evaluation.documents)
-    if not os.path.isfile(run.path("run.json")):
+    if not claimed(run):
         preflight(run)
     claim(run)
     before = previous.after if previous else baseline(run, encoder, task, dimensions)

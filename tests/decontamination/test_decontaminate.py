@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,9 +245,8 @@ def test_two_sets_of_one_name_are_refused(tmp_path: Path, beir: Path) -> None:
         step(tmp_path, recipe(beir, sets=[entry, entry]), [rows(ROWS)])
 
 
-def test_without_mteb_its_tasks_are_refused_in_one_sentence(tmp_path: Path) -> None:
-    if __import__("importlib.util").util.find_spec("mteb") is not None:
-        pytest.skip("mteb is installed here")
+def test_without_mteb_its_tasks_are_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mteb", None)
     with pytest.raises(MissingExtra, match=r"'mteb: SciFact' needs the package 'mteb'.*datakit\[eval\]"):
         step(tmp_path, Decontamination.model_validate({"sets": [{"type": "mteb", "task": "SciFact"}]}), [rows(ROWS)])
 

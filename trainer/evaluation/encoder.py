@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from torch import nn
 
 from datakit.assets import Assets, locate
 from datakit.errors import MissingExtra, UserError
-from trainer.evaluation.retrieval import unit
+from trainer.evaluation.retrieval import load, unit
 from trainer.evaluation.sets import Set
-from trainer.model import first_line, quiet
 
 
 @dataclass(eq=False)
@@ -89,14 +87,7 @@ def mteb_encoder(name: str) -> CachedEncoder:
 
     Raises UserError where it cannot be loaded.
     """
-    from sentence_transformers import SentenceTransformer
-
-    models = import_mteb().models
-    try:
-        with quiet():
-            model = SentenceTransformer(locate(name))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"The encoder '{name}' could not be loaded: {first_line(error)}") from error
+    models, model = import_mteb().models, load(name)
     weights = list(model.parameters())
     facts = {
         "name": name if "/" in name else f"local/{name}",
