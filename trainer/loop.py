@@ -248,7 +248,9 @@ def make_optimizers(encoder: Encoder, config: OptimizerConfig) -> list[torch.opt
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 on GPUs that have it; float32 on CPUs, where autocast was measured to be slower."""
+    """auto: bfloat16 where there are matrix units for it: on GPUs that have it, and on CPUs with AMX. Elsewhere it is slower."""
     if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        # Has no public name in all releases of torch that are allowed.
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        precision = "bfloat16" if fast else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
