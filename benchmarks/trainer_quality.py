@@ -6,7 +6,7 @@ FOLDER (default: the variable DATAKIT_REAL_DATA) has train/ and eval/. The build
 disfl-qa, hwu64 and snips, without what eval/ asks (decontamination), with mined and screened negatives. SmolLM2's first four
 layers are made bidirectional and trained in three stages with all-MiniLM-L6-v2 as teacher.
 
-stages: the three stages. plain: the same without Matryoshka. similarity: a fourth stage with STS-B's training rows. peer:
+stages: the three stages. plain: the first stage without Matryoshka. similarity: a fourth stage with STS-B's training rows. peer:
 sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the seconds
 of the three stages. switches: short stages from the same weights, each with one switch turned, in `--draws` orders of the rows.
 
@@ -322,10 +322,10 @@ def main() -> None:
     if not base.is_dir():
         untrained(base)
     models = {"base": str(base), "all-MiniLM-L6-v2, the teacher": TEACHER}
-    for name, dimensions in (("stages", PREFIXES), ("plain", PREFIXES[:1])):
+    for name, trained in (("stages", three_stages(PREFIXES)), ("plain", three_stages(PREFIXES[:1])[:1])):
         if name in arguments.parts:
-            folder = run(name, work, config(name, work, three_stages(dimensions)), build)
-            models |= {f"{name}: {each['name']}": str(folder / each["name"] / "model") for each in three_stages(dimensions)}
+            folder = run(name, work, config(name, work, trained), build)
+            models |= {f"{name}: {each['name']}": str(folder / each["name"] / "model") for each in trained}
     if "similarity" in arguments.parts:
         graded = stage("similarity", 100, 1e-4, 0, PREFIXES, similarity={})
         graded["data"]["build"] = built(similarity_recipe(data, work), work)

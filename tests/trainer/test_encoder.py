@@ -15,6 +15,7 @@ from toys import save_base, tiny_config
 from datakit.errors import UserError
 from trainer.base import first_token_sees_last
 from trainer.config import ModelConfig
+from trainer.loop import compute_type
 from trainer.model import Encoder, Prompted, chunks, load_encoder
 
 TEXTS = ["the red house", "a", "what is green horse the river turns black and the stone falls", "find blue table", ""]
@@ -140,3 +141,10 @@ def test_bases_that_cannot_be_loaded_are_refused_in_one_sentence(tiny_base: str,
     truncated = shutil.copytree(tiny_base, tmp_path / "truncated")
     (truncated / "model.safetensors").write_bytes((Path(tiny_base) / "model.safetensors").read_bytes()[:-100])
     refused("could not be loaded", base=str(truncated))
+
+
+@pytest.mark.parametrize("given", ["auto", "float32", "bfloat16", "float16"])
+def test_auto_is_bfloat16_where_the_processor_has_units_for_it(given: str) -> None:
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
+    expected = given if given != "auto" else "bfloat16" if "amx_tile" in flags else "float32"
+    assert compute_type(given, torch.device("cpu")) == getattr(torch, expected)

@@ -106,3 +106,20 @@ def test_gradients_of_embeddings_are_the_same_sparse_or_dense(embeddings: str, b
     assert found.embedding_parameter.grad.is_sparse == (embeddings == "sparse")
     for name, gradient in collected(dense).items():
         assert torch.allclose(collected(found)[name], gradient, rtol=1e-9), name
+
+
+def test_in_bfloat16_every_way_gives_the_gradients_of_float32_up_to_rounding(tiny_base: str) -> None:
+    def gradients(compute: torch.dtype, cached: bool, checkpointing: bool) -> torch.Tensor:
+        encoder = load_encoder(ModelConfig(base=tiny_base, max_length=24)).train()
+        encoder.compute, encoder.chunk_tokens = compute, 40
+        encoder.activation_checkpointing(checkpointing)
+        tokens = encoder.tokenize([encoder.query_text(row["query"], None) for row in toy_rows()])
+        weights = torch.linspace(-1, 1, encoder.dimension)
+        gradcache.backward(encoder, tokens, 0, lambda vectors: ((vectors * weights).sum(1).square().sum(), {}), cached)
+        return torch.cat([gradient.flatten() for gradient in collected(encoder).values()])
+
+    expected = gradients(torch.float32, False, False)
+    for way in WAYS.values():
+        found = gradients(torch.bfloat16, *way)
+        assert not torch.equal(found, expected)
+        assert (found - expected).norm() <= 0.05 * expected.norm(), way
