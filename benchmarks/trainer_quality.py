@@ -173,6 +173,7 @@ def branched(name: str, work: Path, kept: Sequence[str], following: dict[str, An
             shutil.copytree(first / stage_name, scratch / stage_name)
         for file in ("before.json", "run.json"):
             shutil.copy(first / file, scratch / file)
+        (first / "teacher").mkdir(exist_ok=True)
         (scratch / "teacher").symlink_to(first / "teacher")
         scratch.rename(folder)
     stages = [each for each in three_stages(PREFIXES) if each["name"] in kept]
