@@ -112,14 +112,16 @@ class Distillation(Model):
     weight: float = Field(1.0, gt=0)
     teacher_temperature: float = Field(0.05, gt=0)
     student_temperature: float = Field(0.05, gt=0)
-    documents: Literal["batch", "own"] = Field(
-        "batch", description="batch: all documents in the row's denominator. own: its positive and its mined negatives."
+    documents: Literal["batch", "own", "texts"] = Field(
+        "batch",
+        description="batch: all documents in the row's denominator. own: its positive and its mined negatives. texts: whatever "
+        "the batch holds, for the query all documents and other queries, for the positive all other documents; their mean.",
     )
 
     @model_validator(mode="after")
     def _scores_are_own(self) -> Self:
         if self.kind == "scores" and self.documents != "own":
-            raise ValueError("kind scores reads each pair, so only documents: own can be had; found documents: batch")
+            raise ValueError(f"kind scores reads each pair, so only documents: own can be had; found documents: {self.documents}")
         return self
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.config import Focal, LossConfig, Mixing, Triangle
+from trainer.config import Distillation, Focal, LossConfig, Mixing, Triangle
 from trainer.matryoshka import Block, cosine_pairs, in_blocks
 
 Statistics = dict[str, Tensor]
@@ -53,8 +53,8 @@ def batch_loss(
         def rows(block: Block) -> Iterator[tuple[Tensor, Statistics]]:
             return row_losses(block, targets, mixed, config, temperature, weights)
 
-        other_queries = config.form == "qwen3" and config.contrastive > 0
-        loss, statistics = in_blocks(queries, documents, targets.positive, targets.own, dimensions, rows, other_queries)
+        all_pairs = (config.form == "qwen3" and config.contrastive > 0) or relational(config)
+        loss, statistics = in_blocks(queries, documents, targets.positive, targets.own, dimensions, rows, all_pairs)
     return loss, statistics
 
 
@@ -68,10 +68,12 @@ def row_losses(
     if config.false_negative_margin is not None:
         left = candidates & (widest <= widest.gather(1, positive[:, None]) + config.false_negative_margin)
         statistics["false_negatives"] = 1 - left.sum(1) / candidates.sum(1).clamp(min=1)
-    others = other_negatives(block, targets, config) if block.other_queries else []
+    others = other_negatives(block, targets, config) if config.form == "qwen3" and config.contrastive else []
     absent = penalty(left, widest.dtype)
     negatives = mixtures(block, own, mixed, rows) if mixed is not None else None
-    teacher = teacher_probabilities(targets, rows, config).to(widest.dtype) if config.distillation else None
+    kind = widest.dtype
+    teacher = teacher_probabilities(targets, rows, config).to(kind) if config.distillation and not relational(config) else None
+    relations = teacher_relations(targets, rows, config) if relational(config) else []
     del widest
 
     for place in reversed(range(len(weights))):
@@ -91,9 +93,16 @@ def row_losses(
                 statistics["focal_weight"] = weighed.detach()
                 terms = weighed * terms
             terms = config.contrastive * terms
-        if teacher is not None:
-            assert config.distillation is not None
-            divergence = distilled(cosines, own_cosine, own, candidates, teacher, config)
+        if config.distillation is not None:
+            if teacher is not None:
+                divergence = distilled(cosines, own_cosine, own, candidates, teacher, config)
+            else:
+                values = [torch.cat([cosines, block.query_cosines[place]], 1), block.positive_cosines[place]]
+                parts = [
+                    kl(value, told.to(kind), there, config.distillation)
+                    for value, (told, there) in zip(values, relations, strict=True)
+                ]
+                divergence = torch.stack(parts).mean(0)
             statistics["kl"] = divergence.detach()
             terms = terms + config.distillation.weight * divergence
         if config.triangle is not None:
@@ -243,13 +252,47 @@ def distilled(
     Not multiplied by the squared temperature: below 1 that would shrink the gradient, and weight says how much it counts.
     """
     assert config.distillation is not None
-    temperature = config.distillation.student_temperature
     if config.distillation.documents == "own":
         cosines = torch.cat([own_cosine[:, None], cosines.gather(1, own.clamp(min=0))], 1)
         candidates = nn.functional.pad(own >= 0, (1, 0), value=True)
+    return kl(cosines, teacher, candidates, config.distillation)
+
+
+def kl(cosines: Tensor, teacher: Tensor, there: Tensor, config: Distillation) -> Tensor:
+    """KL(teacher || student) [b] over those of n texts that are there: cosines, teacher's probabilities and `there` [b, n]."""
+    temperature = config.student_temperature
     negentropy = torch.xlogy(teacher, teacher).sum(1)
-    partition = log_partition(cosines, penalty(candidates, cosines.dtype), temperature)
+    partition = log_partition(cosines, penalty(there, cosines.dtype), temperature)
     return negentropy + partition - (teacher * cosines).sum(1) / temperature
+
+
+def relational(config: LossConfig) -> bool:
+    """Whether the teacher tells of all texts of a batch. It knows which are alike, so that no mask is needed."""
+    return config.distillation is not None and config.distillation.documents == "texts"
+
+
+def teacher_relations(targets: Targets, rows: slice, config: LossConfig) -> list[tuple[Tensor, Tensor]]:
+    """The teacher's distributions of queries over documents and queries [b, N + B], of positives over documents [b, N].
+
+    With each, what it is over: all but the text itself (similarities of a batch: Tung & Mori 2019, arXiv 1907.09682, in the form
+    of distributions).
+    """
+    assert config.distillation is not None
+    assert targets.teacher_vectors is not None, "a teacher of vectors"
+    queries, documents = targets.teacher_vectors
+    positive = targets.positive[rows]
+    own_place = torch.arange(len(queries), device=queries.device)[rows] + len(documents)
+    found = []
+    for vectors, others, itself in (
+        (queries[rows], torch.cat([documents, queries]), own_place),
+        (documents[positive], documents, positive),
+    ):
+        there = torch.ones(len(vectors), len(others), dtype=torch.bool, device=vectors.device)
+        if len(others) > 1:
+            there.scatter_(1, itself[:, None], False)
+        scores = (vectors @ others.T).masked_fill(~there, -torch.inf)
+        found.append((torch.softmax(scores / config.distillation.teacher_temperature, 1), there))
+    return found
 
 
 def triangle(block: Block, own: Tensor, dimension: int, config: Triangle) -> Tensor:

@@ -31,10 +31,6 @@ class Block:
     query_cosines: list[Tensor] = field(default_factory=list)  # [b, B] query and query
     positive_cosines: list[Tensor] = field(default_factory=list)  # [b, N] positive and document
 
-    @property
-    def other_queries(self) -> bool:
-        return bool(self.query_cosines)
-
 
 Where = slice | Tensor
 # Yields, for each dimension, widest first, a sum over the rows of a block, and sums of statistics over them.
@@ -48,7 +44,7 @@ def in_blocks(
     own: Tensor,
     dimensions: Sequence[int],
     rows: RowLosses,
-    other_queries: bool,
+    all_pairs: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean over B rows of a loss that `rows` gives for a block of them, with statistics likewise.
 
@@ -57,7 +53,7 @@ def in_blocks(
     """
     statistics: dict[str, Tensor] = {}
     run: Callable[..., Tensor] = _InBlocks.apply
-    loss = run(queries, documents, positive, own, dimensions, rows, other_queries, statistics)
+    loss = run(queries, documents, positive, own, dimensions, rows, all_pairs, statistics)
     return loss, statistics
 
 
@@ -71,7 +67,7 @@ class _InBlocks(torch.autograd.Function):
         own: Tensor,
         dimensions: Sequence[int],
         rows: RowLosses,
-        other_queries: bool,
+        all_pairs: bool,
         statistics: dict[str, Tensor],
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
@@ -80,7 +76,7 @@ class _InBlocks(torch.autograd.Function):
         height = max(1, min(len(queries), BLOCK_ELEMENTS // max(1, len(documents))))
         for start in range(0, len(queries), height):
             at = slice(start, min(start + height, len(queries)))
-            for loss, sums in one_block(q, d, at, positive[at], own[at].clamp(min=0), rows, other_queries, wanted):
+            for loss, sums in one_block(q, d, at, positive[at], own[at].clamp(min=0), rows, all_pairs, wanted):
                 total += loss
                 for name, value in sums.items():
                     statistics[name] = statistics.get(name, 0.0) + value / len(queries)
@@ -96,11 +92,11 @@ class _InBlocks(torch.autograd.Function):
 
 
 def one_block(
-    q: Side, d: Side, at: slice, positive: Tensor, own: Tensor, rows: RowLosses, other_queries: bool, wanted: bool
+    q: Side, d: Side, at: slice, positive: Tensor, own: Tensor, rows: RowLosses, all_pairs: bool, wanted: bool
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """The losses of the rows `at`, as they come. Adds their gradients to both sides, where they are wanted."""
     cosines = [Cosines(q, at, d)]
-    if other_queries:
+    if all_pairs:
         cosines += [Cosines(q, at, q), Cosines(d, positive, d)]
     begun: list[tuple[Side, Where]] = [(q, at), (d, positive), (d, own)]
     vectors = [side.vectors[where].requires_grad_(wanted) for side, where in begun]

@@ -61,7 +61,17 @@ def naive_row(i, dimension, queries, documents, targets, config, temperature, dr
             factor = config.focal.alpha * missed**config.focal.gamma
             loss = (factor.detach() if config.focal.detach else factor) * loss
         result = result + config.contrastive * loss
-    if config.distillation is not None:
+    if config.distillation is not None and config.distillation.documents == "texts":
+        tq, td = targets.teacher_vectors
+        by_query = [(tq[i] @ td[j], cosine(q[i], d[j])) for j in range(len(d))]
+        by_query += [(tq[i] @ tq[j], cosine(q[i], q[j])) for j in range(len(q)) if j != i]
+        by_positive = [(td[p] @ td[j], cosine(d[p], d[j])) for j in range(len(d)) if j != p]
+        for pairs in (by_query, by_positive):
+            told, found = (torch.stack(each) for each in zip(*pairs, strict=True))
+            teacher = torch.softmax(told / config.distillation.teacher_temperature, 0)
+            student = torch.log_softmax(found / config.distillation.student_temperature, 0)
+            result = result + config.distillation.weight / 2 * (teacher * (teacher.log() - student)).sum()
+    elif config.distillation is not None:
         over = candidates if config.distillation.documents == "batch" else [p, *own]
         if targets.teacher_scores is not None:
             told = [

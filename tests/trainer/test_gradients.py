@@ -26,6 +26,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "focal": {"focal": {"gamma": 0.5, "detach": False}},
     "mixing": {"mixing": {"pairs": 1, "lists": True}},
     "KL": {"contrastive": 0.0, "distillation": {"teacher": "random"}},
+    "KL over texts": {"contrastive": 0.5, "distillation": {"teacher": "random", "documents": "texts", "teacher_temperature": 0.2}},
     "all": {
         "form": "qwen3", "false_negative_margin": 0.1, "focal": {}, "mixing": {}, "distillation": {"teacher": "random"},
         "triangle": {"epsilon": 0.1},

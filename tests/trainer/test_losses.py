@@ -65,6 +65,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "focal detached": {"focal": {"gamma": 2.0, "alpha": 0.25}},
     "mixing": {"mixing": {"pairs": 2, "lists": True}},
     "kl": {"contrastive": 0.0, "distillation": TEACHER},
+    "kl texts": {"distillation": {**TEACHER, "documents": "texts"}},
     "kl own": {"distillation": {**TEACHER, "documents": "own"}},
     "kl scores": {"distillation": {**TEACHER, "documents": "own", "kind": "scores"}},
     "triangle": {"triangle": {"weight": 0.3, "epsilon": 0.05}},
