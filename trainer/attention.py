@@ -1,4 +1,4 @@
-"""Attention by layer (the brief, VIII): local windows below, all tokens in the middle, strided above; ALiBi for rotary embeddings.
+"""Attention by layer (the brief, VIII): local windows below, all tokens in the middle, strided above; ALiBi in place of RoPE.
 
 Token i sees token j of the same text where
 - local layers: |i - j| <= window // 2, as ModernBERT counts its window;
@@ -125,8 +125,8 @@ def _no_frequencies(config: Any, *_: Any, **__: Any) -> tuple[Tensor, float]:
 
 
 def slopes(heads: int) -> Tensor:
-    """ALiBi's m [heads]: 2^(-8 / heads), its square, ...; where heads is no power of 2, as in the authors' code: every other one of
-    those of twice as many heads fills up what the next smaller power gives.
+    """ALiBi's m [heads]: 2^(-8 / heads), its square, ...; where heads is no power of 2, as in the authors' code: every other
+    one of those of twice as many heads fills up what the next smaller power gives.
     """
     power = 2 ** (heads.bit_length() - 1)
     found = [2 ** (-8 * (head + 1) / power) for head in range(power)]
@@ -199,14 +199,15 @@ def attend(
         if stride == 1 and size == span:
             return rows
         end = stride * (-(-span // size) * size + after) - length
-        classes = functional.pad(rows, (0, 0, before * stride, end), value=fill).unflatten(2, (-1, stride))
-        return classes.unfold(2, before + size + after, size).permute(0, 3, 2, 1, 5, 4).flatten(0, 2)
+        classes = torch.unflatten(functional.pad(rows, (0, 0, before * stride, end), value=fill), 2, (-1, stride))
+        blocks: Tensor = classes.unfold(2, before + size + after, size).permute(0, 3, 2, 1, 5, 4).flatten(0, 2)
+        return blocks
 
     def bias() -> Tensor:
         """What is added to scores: [n * stride * blocks, 1 or heads, size, before + size + after]."""
         places = torch.arange(length, dtype=torch.int32, device=query.device)[None, None, :, None]
         real = places if seen.real is None else torch.where(seen.real[:, None, :, None], places, NOWHERE)
-        keys = spread(real, before, after, NOWHERE).unflatten(0, (len(real), -1))
+        keys = torch.unflatten(spread(real, before, after, NOWHERE), 0, (len(real), -1))
         distance = spread(places, fill=NOWHERE) - keys.mT
         visible = distance.abs() <= reach
         if seen.causal:
@@ -226,8 +227,8 @@ def attend(
     output, _ = sdpa_attention_forward(
         module, spread(query), keys, values, mask, dropout=dropout, scaling=scaling, is_causal=seen.causal
     )
-    blocks = output.unflatten(0, (len(query), stride, -1)).flatten(2, 3)[:, :, :span]
-    return blocks.transpose(1, 2).flatten(1, 2)[:, :length], None
+    classes = torch.unflatten(output, 0, (len(query), stride, -1)).flatten(2, 3)[:, :, :span]
+    return classes.transpose(1, 2).flatten(1, 2)[:, :length], None
 
 
 def register(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:

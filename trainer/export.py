@@ -1,4 +1,4 @@
-"""A trained model as a folder that sentence-transformers opens, with no code of ours (but where layers differ: trainer.attention)."""
+"""A trained model as a folder that sentence-transformers opens, with no code of ours but for attention by layer."""
 
 from __future__ import annotations
 

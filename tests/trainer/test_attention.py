@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -198,7 +194,9 @@ def test_slopes_are_those_of_the_authors(heads: int) -> None:
     torch.testing.assert_close(attention.slopes(heads).double(), torch.tensor(press_slopes(heads), dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("length", "window", "stride"), [(1, 4, 3), (40, 2, 7), (40, 3, 2), (64, 64, 4), (65, 80, 5), (130, 12, 3)])
+@pytest.mark.parametrize(
+    ("length", "window", "stride"), [(1, 4, 3), (40, 2, 7), (40, 3, 2), (64, 64, 4), (65, 80, 5), (130, 12, 3)]
+)
 @pytest.mark.parametrize("causal", [False, True])
 def test_any_length_window_and_stride_are_exact_in_one_layer(length: int, window: int, stride: int, causal: bool) -> None:
     """A window and a stride in one layer, as in a base with a sliding window of its own; and layers that share a bias."""
@@ -207,18 +205,22 @@ def test_any_length_window_and_stride_are_exact_in_one_layer(length: int, window
     real = torch.rand(2, length) < 0.8
     config = transformers.PreTrainedConfig()
     config.trainer_attention = {"windows": [window, window], "strides": [stride, stride], "alibi": True}
-    mask_function = transformers.masking_utils.causal_mask_function if causal else transformers.masking_utils.bidirectional_mask_function
+    mask_function = (
+        transformers.masking_utils.causal_mask_function if causal else transformers.masking_utils.bidirectional_mask_function
+    )
     sight = attention.sight(length, length, mask_function, real, config)
     module = torch.nn.Module()
     module.config, module.num_key_value_groups = config, 2
     distance = torch.arange(length)[:, None] - torch.arange(length)
-    visible = (distance.abs() <= window // 2) & (distance % stride == 0) & (~torch.tensor(causal) | (distance >= 0)) & real[:, None]
+    visible = (
+        (distance.abs() <= window // 2) & (distance % stride == 0) & (~torch.tensor(causal) | (distance >= 0)) & real[:, None]
+    )
     scores = query @ key.repeat_interleave(2, 1).mT * 0.3 - torch.tensor(press_slopes(4))[:, None, None] * distance.abs()
     expected = scores.masked_fill(~visible[:, None], -1e30).softmax(3) @ value.repeat_interleave(2, 1)
     for module.layer_idx in (0, 1):
         found, _ = attention.attend(module, query, key, value, sight, scaling=0.3)
         rows = real & visible.any(2)
-        torch.testing.assert_close(found[rows], expected.transpose(1, 2)[rows], rtol=0, atol=1e-6)
+        torch.testing.assert_close(found[rows], expected.transpose(1, 2)[rows], rtol=0, atol=1e-12)
         assert found.isfinite().all()
 
 
@@ -315,16 +317,28 @@ def refused(match: str, base: str, **config: Any) -> None:
 
 
 def test_what_a_base_cannot_do_is_refused_in_one_sentence(family: Family, tmp_path: Path, tokenizer: Any) -> None:
-    refused(r"positions: alibi takes the place of rotary embeddings, and the base '.*' \(bert\) has none", family("bert"), positions="alibi")
+    refused(
+        r"positions: alibi takes the place of rotary embeddings, and the base '.*' \(bert\) has none",
+        family("bert"),
+        positions="alibi",
+    )
     little = {"strided": {"layers": 0.1}}
-    refused(r"model.attention.strided.layers is none of the 3 layers of the base '.*' \(llama\)\. Give", family("llama"), attention=little)
+    refused(
+        r"model.attention.strided.layers is none of the 3 layers of the base '.*' \(llama\)\. Give",
+        family("llama"),
+        attention=little,
+    )
     mpnet = save_base(tmp_path / "mpnet", tokenizer, tiny_config("mpnet"))
     refused(r"\(mpnet\) attends in its own way in layer 0, so that model.attention cannot be had", mpnet, attention=LAYERED)
     gemma2 = save_base(tmp_path / "gemma2", tokenizer, tiny_config("gemma2", head_dim=8, attn_logit_softcapping=None))
     capped = tiny_config("gemma2", head_dim=8, attn_logit_softcapping=20.0)
     assert load_base(ModelConfig.model_validate({"base": gemma2, "attention": LAYERED}), 0)
     capped._attn_implementation = "eager"
-    refused(r"does not know the attention of this base \(softcap\)", save_base(tmp_path / "capped", tokenizer, capped), attention=LAYERED)
+    refused(
+        r"does not know the attention of this base \(softcap\)",
+        save_base(tmp_path / "capped", tokenizer, capped),
+        attention=LAYERED,
+    )
 
 
 def test_parts_that_are_none_or_overlap_are_refused() -> None:
