@@ -15,6 +15,7 @@ from torch import Tensor
 
 from datakit.assets import locate
 from datakit.errors import MissingExtra, UserError
+from trainer.attention import plan, turn_on
 from trainer.config import Lora, ModelConfig
 
 
@@ -32,6 +33,7 @@ def load_base(config: ModelConfig, seed: int) -> tuple[Any, Any]:
                 base = _load_model(path, config)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(path, **_source(config))
                 _check_direction(base, config)
+                turn_on(base, config.base)
         except UserError:
             raise
         except Exception as error:  # broken files raise all kinds, that of tokenizers is Exception itself
@@ -99,6 +101,7 @@ def _load_model(path: str, config: ModelConfig) -> Any:
     settings = transformers.AutoConfig.from_pretrained(path, **_source(config))
     if config.layers is not None:
         _cut(settings, config, config.layers)
+    plan(settings, config)
     # The one switch that is honoured with and without padding, and that survives saving (transformers >= 5.2).
     settings.is_causal = not config.bidirectional
     settings.use_cache = False

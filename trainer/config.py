@@ -21,6 +21,36 @@ class Lora(Model):
     targets: list[str] = Field([], description="Names of linear layers, such as q_proj; all linear layers when empty.")
 
 
+class Local(Model):
+    """Layers in which a token sees those at most window // 2 from it, to both sides."""
+
+    layers: float = Field(1 / 3, gt=0, le=1, description="Part of all layers, from the first; rounded.")
+    window: int = Field(128, ge=2, description="In tokens.")
+
+
+class Strided(Model):
+    """Layers in which a token sees those whose distance is a multiple of the stride."""
+
+    layers: float = Field(1 / 3, gt=0, le=1, description="Part of all layers, to the last; rounded.")
+    stride: int = Field(4, ge=2, description="In tokens.")
+
+
+class Attention(Model):
+    """Which token sees which, by layer; in the layers between, every token sees every other (the brief, VIII)."""
+
+    local: Local | None = None
+    strided: Strided | None = None
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        parts = [part.layers for part in (self.local, self.strided) if part is not None]
+        if not parts:
+            raise ValueError("local and strided: give one of the two, or both")
+        if sum(parts) > 1:
+            raise ValueError(f"local.layers and strided.layers are {parts[0]} and {parts[1]}; allowed: up to 1 together")
+        return self
+
+
 class ModelConfig(Model):
     """The base, and how a text becomes a vector."""
 
@@ -29,6 +59,10 @@ class ModelConfig(Model):
     revision: str | None = Field(None, description="Revision on the hub.")
     layers: int | None = Field(None, ge=1, description="Keep the first so many layers; all when absent.")
     bidirectional: bool = Field(True, description="Every token sees every other. Checked when the base is loaded.")
+    attention: Attention | None = Field(None, description="As the base has it when absent: full in all layers.")
+    positions: Literal["base", "alibi"] = Field(
+        "base", description="alibi: linear biases in place of rotary embeddings (Press et al. 2021, arXiv 2108.12409)."
+    )
     pooling: Literal["mean", "last", "cls", "weighted"] = Field(
         "mean", description="mean; last or first (cls) token; weighted: the mean with weights 1, 2, 3, ... (SGPT)."
     )

@@ -1,4 +1,4 @@
-"""A trained model as a folder that sentence-transformers opens, with no code of ours."""
+"""A trained model as a folder that sentence-transformers opens, with no code of ours but for attention by layer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 
 from datakit import storage
 from datakit.errors import BuildError
-from trainer import checkpoint
+from trainer import attention, checkpoint
 from trainer.model import Encoder, Prompted, prefix, quiet
 
 TRAINED = "matryoshka.json"
 _POOLING = {"mean": "mean", "last": "lasttoken", "cls": "cls", "weighted": "weightedmean"}
+_NEEDED = "import trainer.attention  # layers differ in what they see: transformers refuses to open the folder without this\n"
 _CARD = """---
 library_name: sentence-transformers
 tags: [sentence-transformers, feature-extraction, sentence-similarity]
@@ -25,7 +26,7 @@ tags: [sentence-transformers, feature-extraction, sentence-similarity]
 # {title}
 
 ```python
-from sentence_transformers import SentenceTransformer
+{needed}from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder", truncate_dim={smallest})  # without truncate_dim: all {dimension} dimensions
 queries = model.encode_query(["how to open a file"])
@@ -77,7 +78,8 @@ def export(
         smallest=min(dimensions),
         dimensions=", ".join(map(str, dimensions)),
         layers=encoder.base.config.num_hidden_layers,
-        attention="every token sees every other" if encoder.config.bidirectional else "causal attention",
+        needed=_NEEDED if hasattr(encoder.base.config, attention.PATTERN) else "",
+        attention=attention.said(encoder.base.config),
         pooling=encoder.config.pooling,
         prompts=", ".join(f"`{name}`" for name in prompts),
         metrics="\n".join(table),
@@ -102,6 +104,8 @@ def _write(encoder: Encoder, folder: str, prompts: Mapping[str, str]) -> None:
     width = int(encoder.base.config.hidden_size)
     pooling = Pooling(width, pooling_mode=_POOLING[encoder.config.pooling], include_prompt=encoder.config.pool_instruction)
     modules = [Transformer(folder, max_seq_length=encoder.config.max_length), pooling]
+    if hasattr(base.config, attention.PATTERN):
+        modules[0].auto_model.config.attn_implementation = attention.NAME  # forgotten when it was opened
     if encoder.projection is not None:
         weight = encoder.projection.weight.detach().cpu()
         modules.append(Dense(width, encoder.dimension, bias=False, activation_function=torch.nn.Identity(), init_weight=weight))

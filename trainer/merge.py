@@ -20,7 +20,7 @@ from datakit import storage
 from datakit.assets import Assets, locate
 from datakit.errors import UserError
 from datakit.opened import Build
-from trainer import checkpoint
+from trainer import attention, checkpoint
 from trainer.evaluation.retrieval import METRIC, Result, evaluate_encoder, load_task
 from trainer.export import TRAINED
 
@@ -196,6 +196,7 @@ def compare(names: Sequence[str], folders: Sequence[str], sources: Sequence[dict
             "modules": [each["type"].rpartition(".")[2] for each in _json(folder, "modules.json")],
             "pooling": _json(folder, "1_Pooling/config.json"),
             "is_causal": _json(folder, "config.json").get("is_causal"),
+            "attention by layer": _json(folder, "config.json").get(attention.PATTERN),
         }
         for folder in folders
     ]
