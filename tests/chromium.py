@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -80,11 +81,13 @@ class Browser:
 def browser(folder: Path) -> Iterator[Browser]:
     """A Chromium with a profile of its own, ended with the block. The descriptors 3 and 4 are those that it reads and writes."""
     assert CHROMIUM is not None
-    read, into = os.pipe()
-    out, write = os.pipe()
-    # The shell puts the pipes where Chromium looks for them.
-    command = ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
-    process = subprocess.Popen(command, pass_fds=(read, write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (read, into), (out, write) = os.pipe(), os.pipe()
+    # Out of the way of 3 and 4, which the new process gets.
+    read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (read, write))
+    process = subprocess.Popen(
+        [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+        preexec_fn=lambda: (os.dup2(read, 3), os.dup2(write, 4)), close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     os.close(read)
     os.close(write)
     try:

