@@ -31,6 +31,7 @@ from asking import openai_engine, serving
 
 from datakit import storage
 from datakit.assets import Assets
+from datakit.cli import app
 from datakit.decontamination import sets as evaluation_sets
 from datakit.errors import UserError
 from datakit.evalset import labels
@@ -68,8 +69,8 @@ def lines() -> list[dict[str, Any]]:
         for number in range(count):
             about = f"{kind} {' '.join(text('about', kind, number).split()[:4])}"
             for asked in range(2):
-                query = f"{about} asked {'once' if asked else 'twice'} {HOSTILE if number % 3 == 0 else ''}"
-                answers = [f"{about} {text(kind, number, asked)} {HOSTILE if number % 4 == 1 else ''}"]
+                query = f"{about} asked {'once' if asked else 'twice'} {HOSTILE if number % 3 == 0 else ''}".strip()
+                answers = [f"{about} {text(kind, number, asked)} {HOSTILE if number % 4 == 1 else ''}".strip()]
                 if kind == "rivers" and number % 5 == 0:
                     answers.append(f"{about} {text(kind, number, 'other', asked)}")
                 found += [{"kind": kind, "q": query, "p": answer, "d": f"{kind}-{number}"} for answer in answers]
@@ -660,6 +661,27 @@ def test_labels_become_judgements_and_say_what_is_wrong_with_the_set(folder: Pat
     (folder / "sets.yaml").write_text("sets: {ours: {type: retrieval, folder: ., split: annotated}}\n")
     (local,) = load_sets(str(folder / "sets.yaml"))
     assert Reader(local).searchable(local.declared).queries.keys() == set(queries[1:5])
+
+
+def test_the_commands_say_what_they_did_and_what_is_next(
+    whole: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            app(list(arguments))
+        assert exit_.value.code == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    place = str(tmp_path / "set")
+    said = call("evalset", whole.path, "-o", place, "--pairs", "10", "--negatives", "2")
+    assert "10 pairs of" in said
+    assert "no_retrieval 6, not_drawn" in said
+    assert f"datakit annotate {place} --annotator NAME" in said
+    assert f"decontamination: {{sets: [{{type: beir, path: {place}, texts: both}}]}}" in said
+    write_labels(Path(place), "ada", {each["pair"]: 2 for each in labels.pairs_of(place)})
+    said = call("agreement", place)
+    assert "One annotator (ada): agreement needs a second one." in said
+    assert "100.0%" in said
 
 
 @pytest.mark.parametrize(
