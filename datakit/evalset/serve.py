@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
 
+from datakit.errors import UserError
 from datakit.evalset.labels import GRADES, Labels
 
 MOST_BYTES = 10_000
@@ -98,6 +99,9 @@ def server(pairs: Sequence[dict[str, Any]], labels: Labels, annotator: str, port
         def log_message(self, format: str, *arguments: Any) -> None:
             log.debug(format, *arguments)
 
-    made = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        made = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise UserError(f"The page cannot be served at port {port} ({error.strerror}). Give another --port, or none.") from error
     made.daemon_threads = True
     return made, f"http://127.0.0.1:{made.server_port}/{token}/"
