@@ -186,7 +186,7 @@ def _sparse_sum(gradient: Tensor) -> Tensor:
     values = gradient.values().new_zeros(len(rows), gradient.shape[1])
     values[torch.searchsorted(rows, own)] = gradient.values()
     dist.all_reduce(values)
-    return torch.sparse_coo_tensor(rows[None], values, gradient.shape, is_coalesced=True)
+    return torch.sparse_coo_tensor(rows[None], values, gradient.shape, is_coalesced=True, check_invariants=False)
 
 
 def total_norm(gradients: list[Tensor]) -> float:
