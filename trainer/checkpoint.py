@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from datakit import storage
 from datakit.errors import BuildError
+from trainer import distributed
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +44,25 @@ def save(
 
     Then removes the checkpoints before it, all but the newest `keep` and the one of step `best`. Raises storage.failure's errors.
     """
+    # Whole, whatever divides it among processes: one tensor at a time, as all of them need not fit a device.
+    contents = [
+        {key: distributed.whole(value.detach()) for key, value in content.items()}
+        for content in (trained(model), _packed(optimizers))
+    ]
+    if distributed.rank() > 0:
+        return
     os.makedirs(folder, exist_ok=True)
     target = place(folder, step)
     scratch = target.with_suffix(".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        contents: list[Mapping[str, Tensor]] = [trained(model), _packed(optimizers)]
         for name, content in zip(_FILES, contents, strict=True):
-            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, scratch / name)
+            save_file(content, scratch / name)
             flush(scratch / name)
         digests = {name: storage.file_digest(str(scratch / name)) for name in _FILES}
-        rest = {"step": step, "threads": torch.get_num_threads(), "digests": digests, "state": state}
+        machine = {"threads": torch.get_num_threads(), "processes": distributed.world()}
+        rest = {"step": step, **machine, "digests": digests, "state": state}
         storage.write_json(str(scratch / "state.json"), rest)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(scratch, target)
@@ -108,6 +116,11 @@ def restore(folder: str, model: nn.Module, optimizers: Sequence[torch.optim.Opti
             log.warning(
                 "Resumed with %d threads after %d: the last bits of the weights may differ.", torch.get_num_threads(), threads
             )
+        if (processes := rest["processes"]) != distributed.world():
+            log.warning(
+                "Resumed with %d processes after %d: the last bits of the weights may differ, and what is dropped out where the "
+                "model has dropout.", distributed.world(), processes,
+            )  # fmt: skip
         return step, rest["state"]
     return 0, {}
 
@@ -135,7 +148,7 @@ def _put(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
     if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in parameters.items()}:
         return False
     for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
+        parameter.copy_(distributed.part(weights[name], parameter))
     return True
 
 
@@ -151,10 +164,12 @@ def _packed(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
 
 def _unpack(tensors: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
     states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
+    parameters = [[each for group in optimizer.param_groups for each in group["params"]] for optimizer in optimizers]
     for key, value in tensors.items():
         which, number, name = key.split(".", 2)
         plain = value.item() if value.ndim == 0 and value.dtype == torch.int64 else value
-        states[int(which)].setdefault(int(number), {})[name] = plain
+        divided = distributed.part(plain, parameters[int(which)][int(number)]) if isinstance(plain, Tensor) else plain
+        states[int(which)].setdefault(int(number), {})[name] = divided
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

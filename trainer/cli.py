@@ -44,7 +44,7 @@ def run(config: ConfigPath, data: BuildPath = None, output: Output = None, dry_r
     """Train an embedding model on a build, stage after stage, and measure it before and after each.
 
     A stage that does not pass its gate is repeated, or ends the run.
-    The same command goes on where a run was stopped.
+    The same command goes on where a run was stopped. Several processes: torchrun --nproc-per-node 2 -m trainer.cli run CONFIG ...
 
     DIR/model            the model of the last stage that was passed, as sentence-transformers opens it
     DIR/metrics.json     every number of the tables
@@ -81,8 +81,10 @@ def train(
 def _train(config: str, data: str | None, output: str | None, dry_run: bool, stage: str | None) -> None:
     from datakit.opened import open_build
     from datakit.recipe_file import load_model
+    from trainer import distributed
     from trainer.config import Config
 
+    distributed.hush(out, err)
     loaded = load_model(config, Config)
     build = open_build(data) if data is not None else None
     if dry_run:
@@ -97,7 +99,8 @@ def _train(config: str, data: str | None, output: str | None, dry_run: bool, sta
     from trainer.stages import do
 
     try:
-        done, metrics = do(loaded, build, output, err, stage)
+        with distributed.joined():
+            done, metrics = do(loaded, build, output, err, stage)
     except KeyboardInterrupt:
         err.print("Interrupted. The same command goes on from the last checkpoint.")
         raise

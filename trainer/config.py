@@ -238,6 +238,11 @@ class TrainingConfig(Model):
     )
     activation_checkpointing: bool = Field(False, description="Keeps each layer's input only, and computes the rest again.")
     chunk_tokens: int | None = Field(None, ge=1, description="Padded tokens that go through the base at once.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="With several processes (torchrun), which share each batch. ddp: each has the model, gradients are summed. "
+        "fsdp: layers, gradients and optimizer state are divided among them (FSDP2).",
+    )
     divergence: float | None = Field(
         3.0, gt=1, description="Stops where the median loss of 20 steps is so many times its smallest, and 1 above it."
     )
@@ -246,6 +251,12 @@ class TrainingConfig(Model):
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("steps and epochs: give one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _no_scaler(self) -> Self:
+        if self.parallel == "fsdp" and self.precision == "float16":
+            raise ValueError("precision is float16 with parallel: fsdp; allowed with it: auto, float32, bfloat16")
         return self
 
 

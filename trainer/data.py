@@ -19,6 +19,7 @@ from datakit import storage
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build
 from datakit.schema import EXAMPLE, SCHEMA_VERSION, digest
+from trainer import distributed
 from trainer.batch import Batch, Draw, Known, keys, make_batch, target_difficulty
 from trainer.config import Stage
 from trainer.model import Encoder
@@ -230,10 +231,14 @@ def mapped_rows(files: Sequence[str], folder: str, graded: bool) -> Any:
     path = os.path.join(folder, "rows.arrow.tmp")
     try:
         schema = pa.schema([EXAMPLE.field(name) for name in COLUMNS])
-        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for block in usable_blocks(files, graded):
-                writer.write_batch(pa.RecordBatch.from_arrays([block.column(name) for name in COLUMNS], schema=schema))
-        return pa.ipc.open_file(pa.memory_map(path, "r"))
+        if distributed.rank() == 0:
+            with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for block in usable_blocks(files, graded):
+                    writer.write_batch(pa.RecordBatch.from_arrays([block.column(name) for name in COLUMNS], schema=schema))
+        distributed.wait()
+        opened = pa.ipc.open_file(pa.memory_map(path, "r"))
+        distributed.wait()  # before its name goes
+        return opened
     except OSError as error:
         raise storage.failure(error, path) from error
     except pa.ArrowException as error:

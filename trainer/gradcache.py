@@ -29,6 +29,7 @@ def backward(encoder: Encoder, tokens: Tokens, seed: int, objective: Objective, 
         vectors = encoder(tokens, seed)
     loss, statistics = objective(vectors.requires_grad_())
     (gradient,) = torch.autograd.grad(loss, vectors)
+    gradient = torch.nn.functional.pad(gradient, (0, 0, 0, 1))  # number -1 stands for a text that does not count
     embedding = encoder.embedding_parameter
     for chunk in chunks:
         torch.autograd.backward(encoder.chunk_vectors(tokens, chunk, seed), gradient[chunk])

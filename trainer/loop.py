@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from datakit import storage
 from datakit.errors import BuildError
 from datakit.schema import digest
-from trainer import checkpoint, gradcache
+from trainer import checkpoint, distributed, gradcache
 from trainer.batch import Batch
 from trainer.config import Config, OptimizerConfig, Stage
 from trainer.data import TrainingRows
@@ -69,23 +69,27 @@ def train(job: Job, console: Console) -> int:
     config, steps = job.config, job.steps
     optimizers = make_optimizers(job.encoder, job.stage.optimizer)
     scaler = torch.amp.GradScaler(job.encoder.device.type, enabled=job.encoder.compute == torch.float16)
-    done, kept = checkpoint.restore(job.checkpoints, job.encoder, optimizers)
+    with distributed.main_first():
+        done, kept = checkpoint.restore(job.checkpoints, job.encoder, optimizers)
+    main = distributed.rank() == 0
     state = State(**kept["state"]) if done else State(job.stage.loss.temperature)
     if done:
         scaler.load_state_dict(kept["scaler"])
         log.info("Going on after step %d of %d of '%s'", done, steps, job.stage.name)
-    journal = Journal(os.path.join(job.folder, "log.jsonl"), done)
-    board = os.path.join(job.folder, "tensorboard") if config.tensorboard else None
+    journal = Journal(os.path.join(job.folder, "log.jsonl"), done) if main else None
+    board = os.path.join(job.folder, "tensorboard") if config.tensorboard and main else None
     with training_progress(console, steps, done, config.log_every, job.stage.name, board) as advance:
         for step in range(done, steps):
             began = time.monotonic()
             state, statistics = take_step(step, job, state, optimizers, scaler)
             statistics["tokens_per_second"] = statistics["tokens"] / (time.monotonic() - began)
             if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
-                scores = {dimension: each.score for dimension, each in measure(job.encoder, job.task, job.dimensions).items()}
+                results = measure(job.encoder, job.task, job.dimensions)
+                scores = {dimension: distributed.agreed(each.score) for dimension, each in results.items()}
                 state = measured(state, step + 1, scores[job.dimensions[0]], job.stage.loss.annealing)
                 statistics |= {f"dev_{dimension}": score for dimension, score in scores.items()}
-            journal.write(step + 1, statistics)
+            if journal is not None:
+                journal.write(step + 1, statistics)
             if (step + 1) % config.checkpoint.every == 0 or step + 1 in (steps, state.best_step):
                 kept = {"state": asdict(state), "scaler": scaler.state_dict()}
                 checkpoint.save(job.checkpoints, step + 1, job.encoder, optimizers, kept, config.checkpoint.keep, state.best_step)
@@ -114,6 +118,7 @@ def take_step(
         backward(batch, len(batch.row_ids) / rows, seed_of(job.config, stage, step, number), job, state.temperature, scaler)
         for number, batch in enumerate(batches)
     ]
+    distributed.sum_gradients(encoder.parameters())
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = clip(encoder.parameters(), stage.optimizer.clip)
@@ -206,7 +211,7 @@ def clip(parameters: Iterable[nn.Parameter], largest: float) -> float:
             parameter.grad = parameter.grad.coalesce()
         if parameter.grad is not None:
             values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
-    norm = nn.utils.get_total_norm(values).item()
+    norm = distributed.total_norm(values)
     if math.isfinite(norm) and norm > largest:
         for value in values:
             value.mul_(largest / norm)

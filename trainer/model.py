@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datakit.errors import UserError
 from datakit.schema import digest
+from trainer import distributed
 from trainer.base import first_line, load_base, quiet
 from trainer.config import ModelConfig
 
@@ -60,6 +61,8 @@ class Encoder(nn.Module):
         # float32 means no autocast.
         self.compute: torch.dtype = torch.float32
         self.chunk_tokens: int | None = None
+        # Which of how many shares of the texts are computed here (trainer.distributed).
+        self.share = (0, 1)
         self.projection: nn.Linear | None = None
         if config.projection:
             self.projection = nn.Linear(base.config.hidden_size, config.projection, bias=False)
@@ -123,9 +126,14 @@ class Encoder(nn.Module):
         return self._prefix_lengths[prefix, length]
 
     def chunks(self, tokens: Tokens) -> list[list[int]]:
-        """Numbers of texts that go through the base together: alike in length, at most `chunk_tokens` with padding."""
+        """Numbers of texts that go through the base together: alike in length, at most `chunk_tokens` with padding.
+
+        With several processes this one's part of each chunk, dealt by length. Where it has none, -1: the last text, computed once
+        more and not counted, as with FSDP all processes go through the base equally often.
+        """
         budget = self.chunk_tokens or CHUNK_TOKENS.get(self.device.type, CHUNK_TOKENS["cuda"])
-        return chunks([len(row) for row in tokens.ids], budget)
+        rank, world = self.share
+        return [chunk[rank::world] or [-1] for chunk in chunks([len(row) for row in tokens.ids], budget, world)]
 
     def chunk_vectors(self, tokens: Tokens, chunk: Sequence[int], seed: int | None) -> Tensor:
         """Vectors [len(chunk), dimension] of norm 1, of the texts whose numbers stand in `chunk`.
@@ -165,7 +173,10 @@ class Encoder(nn.Module):
         """Vectors [len(tokens), dimension] of norm 1, in the order of `tokens`."""
         chunks = self.chunks(tokens)
         order = torch.tensor([number for chunk in chunks for number in chunk])
-        return torch.cat([self.chunk_vectors(tokens, chunk, seed) for chunk in chunks])[order.argsort().to(self.device)]
+        vectors = torch.cat([self.chunk_vectors(tokens, chunk, seed) for chunk in chunks])
+        if self.share != (0, 1):
+            return distributed.gathered(vectors, order.to(self.device), len(tokens))
+        return vectors[order.argsort().to(self.device)]
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[Prompted]) -> np.ndarray:
@@ -183,8 +194,10 @@ def prefix(template: str, instruction: str | None) -> str:
     return template.format(instruction=instruction) if instruction else ""
 
 
-def chunks(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def chunks(lengths: Sequence[int], budget: int, world: int = 1) -> list[list[int]]:
     """Numbers by ascending length, cut into runs whose padded size is at most `budget`; a longer text is alone.
+
+    Where a run is dealt to `world` processes, the size of the part of each, which is the same up to one text.
 
     The cuts are those with the least padding, where one chunk more costs as much as a sixteenth of the budget.
     """
@@ -195,8 +208,8 @@ def chunks(lengths: Sequence[int], budget: int) -> list[list[int]]:
     cost, begins = np.zeros(count + 1), np.zeros(count + 1, int)
     for stop in range(1, count + 1):
         longest = ordered[stop - 1]
-        first = max(stop - max(budget // longest, 1), 0)
-        costs = cost[first:stop] + longest * np.arange(stop - first, 0, -1)
+        first = max(stop - world * max(budget // longest, 1), 0)
+        costs = cost[first:stop] + longest * -(-np.arange(stop - first, 0, -1) // world)
         begins[stop] = first + int(costs.argmin())
         cost[stop] = costs.min() + budget / 16
     result, stop = [], count

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from datakit import storage
-from trainer import curves
+from trainer import curves, distributed
 from trainer.config import Gate, Stage
 from trainer.evaluation import retrieval
 from trainer.evaluation.retrieval import Task
@@ -108,6 +108,7 @@ def metrics_of(run: Run, stages: Sequence[StageMetrics]) -> Metrics:
     return base.model_copy(update={"version": run.version, "stages": list(stages), "after": after})
 
 
+@distributed.main_first()
 def publish(run: Run, metrics: Metrics, model: str | None) -> None:
     """Puts evaluation.json, metrics.json, report.html and a link to the folder `model` at the top of the run."""
     content = metrics.model_dump(mode="json")

@@ -23,6 +23,7 @@ from datakit.errors import UserError
 from datakit.opened import Build, open_build
 from datakit.recipe import deciding
 from datakit.schema import digest
+from trainer import distributed
 from trainer.config import Config, Stage
 
 _OURS = ("run.json", "config.yaml", "before.json", "model", "metrics.json", "evaluation.json", "report.html", "teacher")
@@ -70,6 +71,7 @@ def open_run(config: Config, build: Build, output: str | None) -> Run:
     builds = stage_builds(config, build)
     identity = _identity(config, build, builds)
     version = digest(json.dumps(identity, sort_keys=True))[:16]
+    identity["processes"] = distributed.world()  # told, and no reason to refuse: they change the last bits only
     folder = os.path.expanduser(output or os.path.join(config.output, config.name, version))
     marker = os.path.join(folder, "run.json")
     found = storage.read_json(marker) if os.path.isfile(marker) else None
@@ -93,6 +95,7 @@ def claimed(run: Run) -> bool:
     return os.path.isfile(marker) and bool(storage.read_json(marker) == run.identity)
 
 
+@distributed.main_first()
 def claim(run: Run) -> None:
     """Writes down what the folder is for. Nothing is written before what can be checked is checked: a mistake leaves no trace."""
     if not claimed(run):
@@ -119,9 +122,10 @@ def _identity(config: Config, build: Build, builds: dict[str, Build]) -> dict[st
 
 
 def _begun(identity: dict[str, Any], folder: str) -> dict[str, Any]:
-    """An identity without the stages that have not begun in a folder."""
+    """An identity without the stages that have not begun in a folder, and without the number of processes."""
     order = [name for name in identity["order of stages"] if os.path.isdir(os.path.join(folder, name))]
-    return {**identity, "order of stages": order, "stages": {name: identity["stages"][name] for name in order}}
+    changed = {"order of stages": order, "stages": {name: identity["stages"][name] for name in order}, "processes": None}
+    return identity | changed
 
 
 def _base_digest(config: Config) -> str:

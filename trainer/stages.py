@@ -15,7 +15,7 @@ from datakit import storage
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build
 from datakit.schema import digest
-from trainer import checkpoint, loop, teacher
+from trainer import checkpoint, distributed, loop, teacher
 from trainer.config import Config, Stage
 from trainer.data import TrainingRows, no_rows, part_files
 from trainer.evaluation import retrieval
@@ -34,6 +34,7 @@ def do(config: Config, build: Build, output: str | None, console: Console, only:
     On CPUs to the bit. Raises BuildError where a gate stops the run, UserError where a stage before `only` is not done.
     """
     run = open_run(config, build, output)
+    distributed.wait()  # nothing is written before all have read what is there
     last = last_stage(config, only)
     done: list[StageMetrics] = []
     previous: Outcome | None = None
@@ -95,34 +96,45 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     encoder = prepared(config, stage)
     dimensions = matryoshka_dimensions(config, encoder)
     task = retrieval.load_task(run.build, config.evaluation.queries, config.evaluation.documents)
-    if not claimed(run):
-        preflight(run)
-    claim(run)
-    before = previous.after if previous else baseline(run, encoder, task, dimensions)
+    with distributed.main_first():
+        if not claimed(run):
+            preflight(run)
+        claim(run)
+        before = previous.after if previous else baseline(run, encoder, task, dimensions)
     if start is not None:
         checkpoint.load_weights(start, encoder)
     os.makedirs(folder, exist_ok=True)
     rows = TrainingRows(run.builds[stage.name], folder, stage, stage_seed(config, stage))
     distillation = stage.loss.distillation
-    teaching = teacher.Teacher.open(distillation, rows, run.path("teacher")) if distillation else None
+    with distributed.main_first():
+        teaching = teacher.Teacher.open(distillation, rows, run.path("teacher")) if distillation else None
+    distributed.spread(encoder, stage.training.parallel)
     job = loop.Job(config, stage, folder, encoder, rows, teaching, task, dimensions)
     log.info("Stage '%s': %s; %s on %s", stage.name, size(job), encoder.compute, encoder.device)
     taken = loop.train(job, console)
     if taken != job.steps:
         checkpoint.load_weights(checkpoint.place(job.checkpoints, taken), encoder)
     log.info("Stage '%s': measuring its model on %d queries and %d documents", stage.name, len(task.queries), len(task.documents))
-    outcome = Outcome(
-        learning_rate=stage.optimizer.learning_rate,
-        steps=job.steps,
-        seconds=seconds(os.path.join(folder, "log.jsonl")),
-        taken=taken,
-        before=before,
-        after=retrieval.measure(encoder, task, dimensions),
-    )
-    build = run.builds[stage.name].version
-    scores = {dimension: each.score for dimension, each in outcome.after.items()}
-    export(encoder, os.path.join(folder, "model"), rows.prompts(encoder), run.title, build, dimensions, scores)
-    storage.write_json(path, outcome.model_dump(mode="json"))
+    after = retrieval.measure(encoder, task, dimensions)
+    with distributed.main_first():
+        if distributed.rank() > 0:
+            return Outcome.model_validate(storage.read_json(path))
+        if distributed.world() > 1:
+            # What was spread is no model that can be written.
+            encoder = prepared(config, stage)
+            checkpoint.load_weights(checkpoint.place(job.checkpoints, taken), encoder)
+        outcome = Outcome(
+            learning_rate=stage.optimizer.learning_rate,
+            steps=job.steps,
+            seconds=seconds(os.path.join(folder, "log.jsonl")),
+            taken=taken,
+            before=before,
+            after=after,
+        )
+        build = run.builds[stage.name].version
+        scores = {dimension: each.score for dimension, each in outcome.after.items()}
+        export(encoder, os.path.join(folder, "model"), rows.prompts(encoder), run.title, build, dimensions, scores)
+        storage.write_json(path, outcome.model_dump(mode="json"))
     return outcome
 
 
