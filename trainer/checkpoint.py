@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +95,21 @@ def steps(folder: str) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def restore(folder: str, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, dict[str, Any]]:
+def restore(
+    folder: str,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    lacking: Callable[[int], str | None] = lambda step: None,
+) -> tuple[int, dict[str, Any]]:
     """Puts the newest whole checkpoint into model and optimizers, and returns its step and state; (0, {}) where there is none.
 
-    A damaged one is named in the log and the one before is taken. The weights that come out in the end are the same: the steps
-    in between are done again.
+    A damaged one is named in the log and the one before is taken, and so where `lacking` says of a step what else its checkpoint
+    needs that is not there. The weights that come out in the end are the same: the steps in between are done again.
     """
     for leftover in Path(folder).glob("step-*.tmp") if os.path.isdir(folder) else ():
         shutil.rmtree(leftover)
     for step, path in steps(folder):
-        if (wrong := damage(path)) is not None:
+        if (wrong := damage(path) or lacking(step)) is not None:
             log.warning("The checkpoint '%s' is damaged (%s). It is left out, and the one before it is taken.", path, wrong)
             continue
         if not _put(load_file(path / _FILES[0]), model):

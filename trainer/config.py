@@ -100,6 +100,20 @@ class Curriculum(Model):
     until: float = Field(0.7, gt=0, le=1, description="Part of the stage's steps after which `end` is reached.")
 
 
+class Remine(Model):
+    """The model that is trained mines the negatives of its rows anew (ANCE: Xiong et al. 2021, arXiv 2007.00808).
+
+    By datakit's dense miner, among all positives and negatives of the training rows. Rows without in-batch negatives keep theirs.
+    """
+
+    every: int = Field(ge=1, description="Steps between two rounds. Before the first round the build's own negatives are drawn.")
+    depth: int = Field(50, ge=1, description="Documents nearest to a query that are looked at.")
+    per_query: int = Field(8, ge=1, le=64, description="The nearest of those that pass the screen; what a batch draws from.")
+    margin: float = Field(
+        0.95, gt=0, le=1, description="Of the similarity of the least similar positive; what is more similar is no negative."
+    )
+
+
 class DataConfig(Model):
     """How rows of a build become batches."""
 
@@ -108,6 +122,13 @@ class DataConfig(Model):
     negatives: int = Field(1, ge=0, description="Mined negatives of a row, drawn anew in each epoch.")
     curriculum: Curriculum | None = Field(None, description="Mined negatives are drawn alike when absent.")
     max_length: int | None = Field(None, ge=2, description="Tokens of a text while training; the model's max_length when absent.")
+    remine: Remine | None = Field(None, description="The build's negatives are drawn to the end when absent.")
+
+    @model_validator(mode="after")
+    def _mined_are_drawn(self) -> Self:
+        if self.remine is not None and self.negatives == 0:
+            raise ValueError("remine mines negatives, and negatives: 0 draws none; give negatives 1 or more, or leave remine out")
+        return self
 
 
 class Annealing(Model):
@@ -269,6 +290,19 @@ class Gate(Model):
     otherwise: Literal["stop", "go_on"] = Field("stop", description="What is done when no repeat passed.")
 
 
+class Consolidation(Model):
+    """Elastic weight consolidation: strength / 2 x sum of F (weight - weight at the stage's start)^2 is added to the loss.
+
+    Kirkpatrick et al. 2017, arXiv 1612.00796, eq. 3. F is the diagonal of the empirical Fisher information of the earlier rows.
+    """
+
+    strength: float = Field(gt=0, description="Lambda. F is small: 1e3 to 1e7 are usual.")
+    rows: int = Field(512, ge=1, description="Earlier rows that F is the mean over. Each is a pass forward and back of its own.")
+    build: Path | None = Field(
+        None, description="Where the earlier rows are, with this stage's loss; the stage before, with its own, when absent."
+    )
+
+
 class Stage(Model):
     """One part of a run, from the weights of the stage before."""
 
@@ -278,6 +312,21 @@ class Stage(Model):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig
     gate: Gate | None = Field(None, description="The next stage follows whatever came out when absent.")
+    consolidation: Consolidation | None = Field(None, description="What was learnt before is held by nothing when absent.")
+
+    @model_validator(mode="after")
+    def _mined_are_used(self) -> Self:
+        remine, steps = self.data.remine, self.training.steps
+        if remine is not None and steps is not None and remine.every >= steps:
+            raise ValueError(f"data.remine.every is {remine.every}, and the stage has {steps} steps; allowed: fewer than these")
+        if remine is not None and self.loss.distillation is not None and self.loss.distillation.kind == "scores":
+            raise ValueError(
+                "data.remine finds pairs that a teacher of kind scores has not read; set loss.distillation.kind: embeddings, "
+                "or leave data.remine out"
+            )
+        if self.consolidation is not None and self.training.parallel == "fsdp":
+            raise ValueError("training.parallel is fsdp with consolidation; allowed with it: ddp")
+        return self
 
 
 class CheckpointConfig(Model):
@@ -318,6 +367,11 @@ class Config(Model):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"the stages are named {names}; allowed: different names")
+        first = self.stages[0]
+        if first.consolidation is not None and first.consolidation.build is None:
+            raise ValueError(
+                f"stage '{first.name}' is the first one: its consolidation needs `build`, the rows that the base was trained on"
+            )
         for stage in self.stages:
             length = stage.data.max_length
             if length is not None and length > self.model.max_length:

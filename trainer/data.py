@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,13 @@ from trainer.batch import Batch, Draw, Known, keys, make_batch, target_difficult
 from trainer.config import Stage
 from trainer.model import Encoder
 
+if TYPE_CHECKING:
+    from trainer.remine import Round
+
 log = logging.getLogger(__name__)
 
 COLUMNS = [
-    "row_id", "query_id", "positive_id", "category", "batch_group", "instruction", "document_instruction",
+    "row_id", "query_id", "positive_id", "document_id", "category", "batch_group", "instruction", "document_instruction",
     "query", "positive", "negatives", "in_batch_negatives", "score",
 ]  # fmt: skip
 BLOCK_ROWS = 2_048
@@ -119,7 +122,8 @@ class TrainingRows:
             pairs = zip(group, graded[-1].tolist(), strict=True)
             groups.append(np.array([names.setdefault(pair, len(names)) for pair in pairs], np.int32))
         self._starts = np.array(starts)
-        self.most_negatives = max(most)  # of a row
+        self.round: Round | None = None  # of negatives in place of the build's
+        self.most_negatives = max([*most, stage.data.remine.per_query if stage.data.remine else 0])  # of a row
         if len(self) == 0:
             raise no_rows(build, stage)
         # Groups by name, so that their order does not depend on the order of the rows. With each: whether its rows are graded.
@@ -172,7 +176,11 @@ class TrainingRows:
         rows = self._shuffled(epoch, group)[start:stop][rank::world]
         luck = generator(self.seed, "negatives", epoch, number).random((stop - start, self.most_negatives))[rank::world]
         draw = Draw(0 if graded else self.data.negatives, target_difficulty(self.data.curriculum, progress), luck)
-        return make_batch(self.take(rows), name, graded, self.known(rows), draw, encoder)
+        taken = self.take(rows)
+        if self.round is not None:
+            place = COLUMNS.index("negatives")
+            taken = taken.set_column(place, EXAMPLE.field("negatives"), self.round.negatives(self, rows))
+        return make_batch(taken, name, graded, self.known(rows), draw, encoder)
 
     def known(self, rows: np.ndarray) -> Known:
         """What is a positive of the queries of these rows, anywhere in the training rows."""

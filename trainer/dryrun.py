@@ -67,6 +67,8 @@ def said(stage: Stage) -> str:
         f"KL to {loss.distillation.teacher}" if loss.distillation else None,
         loss.similarity.kind if loss.similarity else None,
         "triangle" if loss.triangle else None,
+        f"negatives mined anew every {stage.data.remine.every:,} steps" if stage.data.remine else None,
+        f"consolidation of strength {stage.consolidation.strength:g}" if stage.consolidation else None,
     ]
     return (
         f"{length} of {batch:,} rows, {stage.data.negatives} negatives each, rate {stage.optimizer.learning_rate:g}, "

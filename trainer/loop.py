@@ -6,8 +6,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from datakit import storage
 from datakit.errors import BuildError
 from datakit.schema import digest
-from trainer import checkpoint, distributed, gradcache
+from trainer import checkpoint, distributed, gradcache, remine
 from trainer.batch import Batch
 from trainer.config import Config, OptimizerConfig, Stage
 from trainer.data import TrainingRows
@@ -43,6 +44,7 @@ class Job:
     teacher: Teacher | None
     task: Task
     dimensions: list[int]  # widest first
+    consolidate: Callable[[Encoder], float] | None = None  # adds the gradient of a penalty, and returns the penalty
 
     @property
     def checkpoints(self) -> str:
@@ -69,8 +71,9 @@ def train(job: Job, console: Console) -> int:
     config, steps = job.config, job.steps
     optimizers = make_optimizers(job.encoder, job.stage.optimizer)
     scaler = torch.amp.GradScaler(job.encoder.device.type, enabled=job.encoder.compute == torch.float16)
+    lacking = partial(remine.lacking, folder=job.folder, config=job.stage.data.remine)
     with distributed.main_first():
-        done, kept = checkpoint.restore(job.checkpoints, job.encoder, optimizers)
+        done, kept = checkpoint.restore(job.checkpoints, job.encoder, optimizers, lacking)
     main = distributed.rank() == 0
     state = State(**kept["state"]) if done else State(job.stage.loss.temperature)
     if done:
@@ -80,6 +83,7 @@ def train(job: Job, console: Console) -> int:
     board = os.path.join(job.folder, "tensorboard") if config.tensorboard and main else None
     with training_progress(console, steps, done, config.log_every, job.stage.name, board) as advance:
         for step in range(done, steps):
+            mined = remine.renew(step, job.folder, job.encoder, job.rows)
             began = time.monotonic()
             state, statistics = take_step(step, job, state, optimizers, scaler)
             statistics["tokens_per_second"] = statistics["tokens"] / (time.monotonic() - began)
@@ -89,7 +93,7 @@ def train(job: Job, console: Console) -> int:
                 state = measured(state, step + 1, scores[job.dimensions[0]], job.stage.loss.annealing)
                 statistics |= {f"dev_{dimension}": score for dimension, score in scores.items()}
             if journal is not None:
-                journal.write(step + 1, statistics)
+                journal.write(step + 1, statistics | mined)
             if (step + 1) % config.checkpoint.every == 0 or step + 1 in (steps, state.best_step):
                 kept = {"state": asdict(state), "scaler": scaler.state_dict()}
                 checkpoint.save(job.checkpoints, step + 1, job.encoder, optimizers, kept, config.checkpoint.keep, state.best_step)
@@ -121,8 +125,9 @@ def take_step(
     distributed.sum_gradients(encoder.parameters())
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
+    penalty = {"consolidation": job.consolidate(encoder)} if job.consolidate else {}
     norm = clip(encoder.parameters(), stage.optimizer.clip)
-    statistics = mean_over_rows(found, [len(batch.row_ids) for batch in batches])
+    statistics = penalty | mean_over_rows(found, [len(batch.row_ids) for batch in batches])
     state = with_loss(state, statistics["loss"])
     # Numbers of float16 may overflow: then the scale is halved, and the step is left out. At a scale below 1 it is no overflow.
     overflow = scaler.is_enabled() and not math.isfinite(norm) and scaler.get_scale() >= 1.0

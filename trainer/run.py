@@ -111,6 +111,9 @@ def _identity(config: Config, build: Build, builds: dict[str, Build]) -> dict[st
     """What decides the weights, as JSON."""
     whole = deciding(config)
     stages = {each["name"]: {**each, "build": builds[each["name"]].version} for each in whole.pop("stages")}
+    for stage in config.stages:
+        if stage.consolidation is not None and stage.consolidation.build is not None:
+            stages[stage.name]["build of consolidation"] = open_build(stage.consolidation.build).version
     # All dimensions are measured before and after each stage.
     dimensions = sorted({each for stage in config.stages for each in stage.loss.dimensions})
     identity = {

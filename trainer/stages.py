@@ -13,9 +13,9 @@ from rich.console import Console
 
 from datakit import storage
 from datakit.errors import BuildError, UserError
-from datakit.opened import Build
+from datakit.opened import Build, open_build
 from datakit.schema import digest
-from trainer import checkpoint, distributed, loop, teacher
+from trainer import checkpoint, consolidation, distributed, loop, teacher
 from trainer.config import Config, Stage
 from trainer.data import TrainingRows, no_rows, part_files
 from trainer.evaluation import retrieval
@@ -108,8 +108,9 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     distillation = stage.loss.distillation
     with distributed.main_first():
         teaching = teacher.Teacher.open(distillation, rows, run.path("teacher")) if distillation else None
+    consolidate = consolidation.penalty(run, stage, folder, encoder)
     distributed.spread(encoder, stage.training.parallel)
-    job = loop.Job(config, stage, folder, encoder, rows, teaching, task, dimensions)
+    job = loop.Job(config, stage, folder, encoder, rows, teaching, task, dimensions, consolidate)
     log.info("Stage '%s': %s; %s on %s", stage.name, size(job), encoder.compute, encoder.device)
     taken = loop.train(job, console)
     if taken != job.steps:
@@ -146,6 +147,8 @@ def preflight(run: Run) -> None:
             raise no_rows(run.builds[stage.name], stage)
         if stage.loss.distillation is not None:
             teacher.load(stage.loss.distillation)
+        if stage.consolidation is not None and stage.consolidation.build is not None:
+            part_files(open_build(stage.consolidation.build), "train")
     for name in run.config.evaluation.encoders:
         retrieval.load(name)
 
@@ -184,9 +187,9 @@ def size(job: loop.Job) -> str:
 
 
 def seconds(path: str) -> float:
-    """What the steps in a log took together, however often they were interrupted."""
+    """What the steps in a log, and the mining before them, took together, however often they were interrupted."""
     lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    return round(float(sum(line["tokens"] / line["tokens_per_second"] for line in lines)), 1)
+    return round(float(sum(line["tokens"] / line["tokens_per_second"] + line.get("mining_seconds", 0.0) for line in lines)), 1)
 
 
 def stopped(run: Run, stage: Stage, outcome: Outcome) -> str:

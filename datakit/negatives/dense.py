@@ -18,8 +18,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -97,16 +97,19 @@ class _Vectors:
 
 
 def _centres(files: tuple[str, ...], folder: str) -> dict[str, Any]:
-    parts = [load_array(file) for file in files]
+    centres = _centres_of([load_array(file) for file in files])
+    save_array(f"{folder}/centres.npy", centres)
+    return {"clusters": len(centres)}
+
+
+def _centres_of(parts: Sequence[Array]) -> Array:
     size = sum(len(part) for part in parts)
     # Texts stand by their ids, which are digests: the first ones are a fair sample.
     left, sample = min(size, max(4_096, OF_CENTRE * math.isqrt(size))), []
     for part in parts:
         sample.append(part[:left])
         left -= len(sample[-1])
-    centres = nearby.centres_of([np.concatenate(sample)], size, SEED)
-    save_array(f"{folder}/centres.npy", centres)
-    return {"clusters": len(centres)}
+    return nearby.centres_of([np.concatenate(sample)], size, SEED)
 
 
 def _assign(unit: tuple[str, str], folder: str) -> dict[str, Any]:
@@ -130,14 +133,18 @@ class DenseFinder:
 
     def find(self, rows: pl.DataFrame, corpus: Corpus, excluded: Excluded) -> pl.DataFrame:
         queries = lookup_any(self.vectors, "query", rows.get_column("query_id").to_list())
-        vectors = _opened(self.places[corpus.part, corpus.name])
-        best = Best.nothing(len(rows), self.miner.window[1])
-        if vectors.centres is None:
-            _search_all(vectors, queries, excluded, best)
-        else:
-            probed = nearby.nearest([queries], vectors.centres, self.miner.probes)
-            _search_clusters(vectors, queries, probed, excluded, best)
-        return windowed(*best.ranked(), self.miner.window)
+        return search(_opened(self.places[corpus.part, corpus.name]), queries, self.miner, excluded)
+
+
+def search(vectors: Opened, queries: Array, miner: DenseMiner, excluded: Excluded) -> pl.DataFrame:
+    """The texts of a corpus that are nearest to queries (n, d), all of length 1: FOUND, by number, and the best first."""
+    best = Best.nothing(len(queries), miner.window[1])
+    if vectors.centres is None:
+        _search_all(vectors, queries, excluded, best)
+    else:
+        probed = nearby.nearest([queries], vectors.centres, miner.probes)
+        _search_clusters(vectors, queries, probed, excluded, best)
+    return windowed(*best.ranked(), miner.window)
 
 
 @dataclass(frozen=True)
@@ -165,14 +172,14 @@ class OtherClusterFinder:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """Vectors of a corpus. Those of cluster c are at positions members[bounds[c] : bounds[c + 1]], ascending."""
 
     parts: tuple[Array, ...]
     firsts: Array
-    centres: Array | None
-    members: Array
-    bounds: Array
+    centres: Array | None = None
+    members: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    bounds: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def at(self, positions: Array) -> Array:
         """The vectors at some positions, which ascend."""
@@ -187,19 +194,31 @@ class _Opened:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(placed: Placed) -> _Opened:
+def _opened(placed: Placed) -> Opened:
     parts = tuple(load_array(file) for file in placed.vectors)
     firsts = np.array(placed.firsts, np.int64)
     if placed.centres is None:
-        return _Opened(parts, firsts, None, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    centres = np.asarray(load_array(placed.centres))
+        return Opened(parts, firsts)
     assigned = np.concatenate([load_array(file) for file in placed.clusters])
+    return _clustered(parts, firsts, np.asarray(load_array(placed.centres)), assigned)
+
+
+def in_memory(vectors: Array) -> Opened:
+    """A corpus whose vectors (n, d) are at hand, in an order that says nothing of the texts; with clusters where it is large."""
+    parts, firsts = (vectors,), np.zeros(1, np.int64)
+    if len(vectors) <= EXACT:
+        return Opened(parts, firsts)
+    centres = _centres_of(parts)
+    return _clustered(parts, firsts, centres, nearby.nearest(parts, centres, 1)[:, 0])
+
+
+def _clustered(parts: tuple[Array, ...], firsts: Array, centres: Array, assigned: Array) -> Opened:
     members = np.argsort(assigned, kind="stable").astype(np.int64)
     bounds = np.searchsorted(assigned[members], np.arange(len(centres) + 1))
-    return _Opened(parts, firsts, centres, members, bounds)
+    return Opened(parts, firsts, centres, members, bounds)
 
 
-def _search_all(vectors: _Opened, queries: Array, excluded: Excluded, best: Best) -> None:
+def _search_all(vectors: Opened, queries: Array, excluded: Excluded, best: Best) -> None:
     numbers = np.arange(len(queries))
     for part, first in zip(vectors.parts, vectors.firsts.tolist(), strict=True):
         for start in range(0, len(part), BLOCK):
@@ -209,7 +228,7 @@ def _search_all(vectors: _Opened, queries: Array, excluded: Excluded, best: Best
                 _compare(queries[some], block, positions, some, excluded, best)
 
 
-def _search_clusters(vectors: _Opened, queries: Array, probed: Array, excluded: Excluded, best: Best) -> None:
+def _search_clusters(vectors: Opened, queries: Array, probed: Array, excluded: Excluded, best: Best) -> None:
     order = np.argsort(probed.ravel(), kind="stable")
     ends = np.searchsorted(probed.ravel()[order], np.arange(len(vectors.bounds)))
     visitors = order // max(1, probed.shape[1])
