@@ -28,7 +28,9 @@ def backward(encoder: Encoder, tokens: Tokens, seed: int, objective: Objective, 
     with torch.no_grad():
         vectors = encoder(tokens, seed)
     loss, statistics = objective(vectors.requires_grad_())
-    (gradient,) = torch.autograd.grad(loss, vectors)
+    torch.autograd.backward(loss)  # for the parameters of a head too
+    gradient = vectors.grad
+    assert gradient is not None, "a loss of the vectors"
     embedding = encoder.embedding_parameter
     for chunk in chunks:
         torch.autograd.backward(encoder.chunk_vectors(tokens, chunk, seed), gradient[chunk])

@@ -108,9 +108,10 @@ def _identity(config: Config, build: Build, builds: dict[str, Build]) -> dict[st
     """What decides the weights, as JSON."""
     whole = deciding(config)
     stages = {each["name"]: {**each, "build": builds[each["name"]].version} for each in whole.pop("stages")}
-    # All dimensions are measured before and after each stage.
+    # All dimensions and objectives are measured before and after each stage.
     dimensions = sorted({each for stage in config.stages for each in stage.loss.dimensions})
     identity = {
+        "objectives": {name: [each.tasks, each.categories] for name, each in config.objectives.items()},
         "config": whole, "build": build.version, "base": _base_digest(config), "dimensions": dimensions,
         "order of stages": list(stages), "stages": stages,
     }  # fmt: skip
