@@ -242,7 +242,7 @@ class Layers(Model):
 class Objective(Model):
     """The rows of one objective: those of these tasks and of these categories. Its loss is the one that the rows ask for."""
 
-    tasks: list[str] = Field([], description="Such as retrieval, sts, classification.")
+    tasks: list[str] = Field([], description="Such as retrieval, similarity, classification.")
     categories: list[str] = Field([], description="Keys of categories.")
     weight: float = Field(1.0, gt=0, description="lambda: factor of the loss of its batches.")
 

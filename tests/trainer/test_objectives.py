@@ -30,7 +30,7 @@ from trainer.model import Encoder, load_encoder
 from trainer.report import Metrics
 
 QUIET = Console(quiet=True)
-OBJECTIVES = {"search": {"tasks": ["retrieval"]}, "alike": {"tasks": ["sts"]}, "colour": {"categories": ["colours"]}}
+OBJECTIVES = {"search": {"tasks": ["retrieval"]}, "alike": {"tasks": ["similarity"]}, "colour": {"categories": ["colours"]}}
 LOSS = {"similarity": {}, "dimensions": [32, 8]}
 Settings = dict[str, Any]
 
@@ -42,7 +42,7 @@ def graded(number: int) -> dict[str, Any]:
         f"the {THINGS[one]} is {COLOURS[two]}",
         f"a {COLOURS[two]} {other}",
         category="pairs",
-        task="sts",
+        task="similarity",
         score=1 - number % 3 / 2,
     )
 
@@ -451,12 +451,12 @@ def test_what_cannot_be_is_refused_before_training(tiny_base: str, build: Build,
         TrainingRows(build, str(tmp_path), config.stages[0], 0)
     for settings, message in (
         ({"objectives": {"x": {}}}, "tasks and categories are empty"),
-        ({"objectives": {"x.y": {"tasks": ["sts"]}}}, "pattern"),
-        ({"objectives": {"x": {"tasks": ["sts"], "weight": 0}}}, "greater than 0"),
+        ({"objectives": {"x.y": {"tasks": ["similarity"]}}}, "pattern"),
+        ({"objectives": {"x": {"tasks": ["similarity"], "weight": 0}}}, "greater than 0"),
     ):
         with pytest.raises(ValueError, match=message):
             Stage.model_validate({"name": "one", "training": {"steps": 1}, **settings})
     with pytest.raises(ValueError, match="lagging compares objectives; it has 1, give two"):
-        config_of(tiny_base, {"objectives": {"x": {"tasks": ["sts"]}}, "lagging": {}})
+        config_of(tiny_base, {"objectives": {"x": {"tasks": ["similarity"]}}, "lagging": {}})
     with pytest.raises(ValueError, match="objective 'search' has other rows in stage 'one' than in a later one"):
-        config_of(tiny_base, {}, {"name": "two", "objectives": {"search": {"tasks": ["sts"]}}})
+        config_of(tiny_base, {}, {"name": "two", "objectives": {"search": {"tasks": ["similarity"]}}})
