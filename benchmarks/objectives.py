@@ -5,10 +5,10 @@
 FOLDER (default: the variable DATAKIT_REAL_DATA) has train/. The build holds medquad (retrieval), STS-B (similarity) and hwu64
 (intent). SmolLM2's first layers are made bidirectional and trained in three stages of `--steps` steps of 32 rows:
 
-sequential: retrieval, then similarity, then intent, all parameters. sum: the three in turn in each stage, weights raised for those
-that lag. heads: retrieval, then twice the three in turn, each through its head, with the lower 75 % of the layers frozen. cascade:
-as sequential, with the lower 50 %, then 75 % frozen and 20 %, then 30 % of the other layers left out; with fewer than 8 layers
-there is one layer left at 75 %, which is never left out.
+sequential: retrieval, then similarity, then intent, all parameters. sum: the three in turn in each stage, with weights raised for
+those that lag. heads: retrieval, then twice the three in turn, each through its head, with the lower 75 % of the layers frozen.
+cascade: as sequential, with the lower 50 %, then 75 % frozen and 20 %, then 30 % of the other layers left out; of four layers one
+is left at 75 %, which is never left out.
 
 Prints nDCG@10, Spearman and accuracy on the validation split after each stage, in brackets against the best one after an earlier
 stage that had trained it. What is finished is not done again.
