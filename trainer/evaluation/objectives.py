@@ -64,7 +64,7 @@ def _measured(frame: pl.DataFrame, build: Build, objective: Mapping[str, Objecti
         return Pairs(queries, list(frame.select("positive", "document_instruction").iter_rows()), frame["score"].to_numpy())
     if not frame["in_batch_negatives"].fill_null(True).any():
         classes = frame.with_columns(label=pl.coalesce("label", "positive"))
-        texts = classes.unique("positive").sort("positive")
+        texts = classes.unique("positive", keep="first").sort("positive")
         documents = list(texts.select("positive", "document_instruction").iter_rows())
         return Labelled(queries, documents, classes["label"].to_list(), texts["label"].to_list())
     return retrieval.load_task(build, config.evaluation.queries, config.evaluation.documents, objective)
