@@ -29,6 +29,7 @@ class Batch:
     equal_queries: np.ndarray  # [B, B] queries that are equal, or have a positive in common
     scores: np.ndarray | None  # [B] of graded rows, which have no mined negatives
     difficulty: float | None  # the mean of the drawn negatives that have one
+    objective: str = ""  # of the stage, where it has some
 
 
 class Draw(NamedTuple):

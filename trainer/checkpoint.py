@@ -143,7 +143,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """The parameters that some stage trains: also those that are frozen in this one, as another may have changed them."""
+    frozen = getattr(model, "frozen", ())
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad or name in frozen}
 
 
 @torch.no_grad()

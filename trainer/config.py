@@ -5,7 +5,7 @@ A run has one model and one or more stages; a stage has its data, its loss, its 
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,6 +51,13 @@ class Attention(Model):
         return self
 
 
+class Heads(Model):
+    """One head for each objective of the run, from the vector to another of its size (the brief, VII). It begins as no change."""
+
+    layers: Literal[1, 2] = Field(1, description="1: a matrix. 2: two, with a GELU between, that add to the vector.")
+    width: int = Field(64, ge=1, description="Dimensions between two layers.")
+
+
 class ModelConfig(Model):
     """The base, and how a text becomes a vector."""
 
@@ -73,6 +80,7 @@ class ModelConfig(Model):
         "trained", description="Token embeddings: sparse updates only the rows of tokens that a step has seen (lazy Adam)."
     )
     lora: Lora | None = None
+    heads: Heads | None = Field(None, description="Small networks after the vector, trained in turn by objectives of stages.")
     query_prefix: str = Field(
         "Instruct: {instruction}\nQuery: ", description="Before a query that has an instruction; '' for none."
     )
@@ -303,6 +311,36 @@ class Consolidation(Model):
     )
 
 
+class Layers(Model):
+    """Which layers a stage trains. Ordered stages that freeze more and more are a freezing cascade (the brief, VII)."""
+
+    frozen: float = Field(0.0, ge=0, lt=1, description="Share of the layers, from the bottom, that stay; with the embeddings.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Each layer that is not frozen is left out with this probability, never all (LayerDrop)."
+    )
+
+
+class Objective(Model):
+    """The rows of one objective: those of these tasks and of these categories. Its loss is the one that the rows ask for."""
+
+    tasks: list[str] = Field([], description="Such as retrieval, similarity, classification.")
+    categories: list[str] = Field([], description="Keys of categories.")
+    weight: float = Field(1.0, gt=0, description="lambda: factor of the loss of its batches.")
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.tasks and not self.categories:
+            raise ValueError("tasks and categories are empty; name at least one, such as tasks: [retrieval]")
+        return self
+
+
+class Lagging(Model):
+    """Weights are multiplied by T exp(r_t / temperature) / sum of exp(r_i / temperature), over T objectives."""
+
+    every: int = Field(50, ge=1, description="Steps of a period. r_t: the mean loss of the last one, relative to the first one.")
+    temperature: float = Field(0.5, gt=0, description="The lower, the more an objective is raised whose loss has fallen less.")
+
+
 class Stage(Model):
     """One part of a run, from the weights of the stage before."""
 
@@ -311,6 +349,11 @@ class Stage(Model):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig
+    layers: Layers = Layers()
+    objectives: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")], Objective] = Field(
+        {}, description="Their batches take turns, and other rows are left out. All rows, in proportion, when empty."
+    )
+    lagging: Lagging | None = Field(None, description="Raises the weights of objectives that lag; they stay when absent.")
     gate: Gate | None = Field(None, description="The next stage follows whatever came out when absent.")
     consolidation: Consolidation | None = Field(None, description="What was learnt before is held by nothing when absent.")
 
@@ -362,6 +405,11 @@ class Config(Model):
     log_every: int = operational(10, ge=1, description="Steps between two lines of the log.")
     tensorboard: bool = operational(False, description="Writes the log as TensorBoard events too. Needs datakit[tensorboard].")
 
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """The objectives of all stages, in the order in which they come."""
+        return {name: each for stage in self.stages for name, each in stage.objectives.items()}
+
     @model_validator(mode="after")
     def _together(self) -> Self:
         names = [stage.name for stage in self.stages]
@@ -383,6 +431,12 @@ class Config(Model):
                 raise ValueError(
                     f"stage '{stage.name}': loss.annealing needs evaluation.every, the steps between two measurements"
                 )
+            if stage.lagging is not None and len(stage.objectives) < 2:
+                raise ValueError(f"stage '{stage.name}': lagging compares objectives; it has {len(stage.objectives)}, give two")
+            for name, objective in stage.objectives.items():
+                other = self.objectives[name]
+                if (other.tasks, other.categories) != (objective.tasks, objective.categories):
+                    raise ValueError(f"objective '{name}' has other rows in stage '{stage.name}' than in a later one; rename it")
         if self.export == "best" and self.evaluation.every is None:
             raise ValueError("export: best needs evaluation.every, the steps between two measurements")
         return self

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from datakit import storage
-from trainer.report import Metrics, decisions, progress_of
+from trainer.report import Metrics, by_objective, decisions, progress_of
 
 Steps = list[dict[str, float]]
 Line = list[tuple[float, float]]
@@ -38,6 +38,8 @@ STYLE = """
 CHARTS = (
     ("Loss", r"loss", ""),
     ("Loss by dimension", r"loss_\d+", "Before the weights of the dimensions."),
+    ("Loss by objective", r"loss_[A-Za-z].*", "Before the weights of the objectives."),
+    ("Weights of objectives", r"weight_.*", "Raised for those that lag, if lagging is on."),
     ("Dev metric while training", r"dev_\d+", "Does not depend on the temperature."),
     ("Positive first", r"accuracy", "Share of rows whose positive is nearer than all their negatives."),
     ("Similarity", r"(positive|negative)_similarity", "Mean cosine of the query with its positive, with its negatives."),
@@ -128,6 +130,7 @@ def results(metrics: Metrics) -> str:
         f'<section id="results"><h2>{escape(metrics.metric)} on the validation split</h2>'
         f'<p class="quiet">{metrics.queries:,} queries against {metrics.documents:,} documents, by dimension.</p>'
         + table(["", *map(str, dimensions)], rows)
+        + (f"<h3>By objective</h3>{table(*by_objective(metrics))}" if metrics.objectives else "")
         + (f"<h3>Gates</h3><ul>{said}</ul>" if said else "")
         + (f"<details><summary>By category, at {dimensions[0]} dimensions</summary>{table(['', *names], categories)}</details>")
         + "</section>"

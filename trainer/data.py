@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ from datakit.opened import Build
 from datakit.schema import EXAMPLE, SCHEMA_VERSION, digest
 from trainer import distributed
 from trainer.batch import Batch, Draw, Known, keys, make_batch, target_difficulty
-from trainer.config import Stage
+from trainer.config import Objective, Stage
 from trainer.model import Encoder
+from trainer.objectives import check, in_turn, names_of, selected
 
 if TYPE_CHECKING:
     from trainer.remine import Round
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = [
     "row_id", "query_id", "positive_id", "document_id", "category", "batch_group", "instruction", "document_instruction",
-    "query", "positive", "negatives", "in_batch_negatives", "score",
+    "query", "positive", "negatives", "in_batch_negatives", "score", "task", "label",
 ]  # fmt: skip
 BLOCK_ROWS = 2_048
 FEW_ROWS = 8  # A batch with fewer has hardly any in-batch negatives.
@@ -109,9 +111,10 @@ class TrainingRows:
 
     def __init__(self, build: Build, folder: str, stage: Stage, seed: int) -> None:
         self.build, self.data, self.seed = build, stage.data, seed
-        self._file = mapped_rows(part_files(build, "train"), folder, graded=stage.loss.similarity is not None)
+        graded_too = stage.loss.similarity is not None
+        self._file = mapped_rows(part_files(build, "train"), folder, graded_too, stage.objectives)
         starts, most, groups, graded, queries, positives = [0], [0], [], [], [], []
-        names: dict[tuple[str, bool], int] = {}
+        names: dict[tuple[str, bool, str], int] = {}
         for _, block in self.blocks():
             starts.append(starts[-1] + block.num_rows)
             most.append(pc.max(pc.list_value_length(block.column("negatives"))).as_py() or 0)
@@ -119,17 +122,19 @@ class TrainingRows:
             positives.append(keys(block.column("positive_id"), block.column("positive")))
             graded.append(has_score(block))
             group = pc.coalesce(block.column("batch_group"), block.column("category")).to_pylist()
-            pairs = zip(group, graded[-1].tolist(), strict=True)
-            groups.append(np.array([names.setdefault(pair, len(names)) for pair in pairs], np.int32))
+            triples = zip(group, graded[-1].tolist(), names_of(block, stage.objectives), strict=True)
+            groups.append(np.array([names.setdefault(each, len(names)) for each in triples], np.int32))
         self._starts = np.array(starts)
         self.round: Round | None = None  # of negatives in place of the build's
         self.most_negatives = max([*most, stage.data.remine.per_query if stage.data.remine else 0])  # of a row
         if len(self) == 0:
             raise no_rows(build, stage)
         # Groups by name, so that their order does not depend on the order of the rows. With each: whether its rows are graded.
-        self.groups = sorted(names)
+        ordered = sorted(names)
+        self.groups, self.objectives = [each[:2] for each in ordered], [each[2] for each in ordered]
+        check(stage, build, self.objectives)
         ranks = np.empty(len(names), np.int32)
-        ranks[[names[name] for name in self.groups]] = np.arange(len(names))
+        ranks[[names[name] for name in ordered]] = np.arange(len(names))
         codes = ranks[np.concatenate(groups)]
         self._by_group = np.argsort(codes, kind="stable")
         self._sizes = np.bincount(codes, minlength=len(names)).tolist()
@@ -138,7 +143,7 @@ class TrainingRows:
         ungraded = np.flatnonzero(~np.concatenate(graded))
         self._by_query = ungraded[np.argsort(self._queries[ungraded], kind="stable")]
         self._sorted_queries = self._queries[self._by_query]
-        self.plan = lru_cache(2)(lambda epoch: plan(self._sizes, stage.data.batch_size, seed, epoch))
+        self.plan = lru_cache(2)(lambda epoch: in_turn(plan(self._sizes, stage.data.batch_size, seed, epoch), self.objectives))
         self._shuffled = lru_cache(len(names))(self._shuffle)
         self._tell_small_batches()
 
@@ -180,7 +185,8 @@ class TrainingRows:
         if self.round is not None:
             place = COLUMNS.index("negatives")
             taken = taken.set_column(place, EXAMPLE.field("negatives"), self.round.negatives(self, rows))
-        return make_batch(taken, name, graded, self.known(rows), draw, encoder)
+        made = make_batch(taken, name, graded, self.known(rows), draw, encoder)
+        return replace(made, objective=self.objectives[group])
 
     def known(self, rows: np.ndarray) -> Known:
         """What is a positive of the queries of these rows, anywhere in the training rows."""
@@ -234,14 +240,14 @@ def has_score(block: pa.RecordBatch) -> np.ndarray:
     return np.asarray(block.column("score").is_valid().to_numpy(zero_copy_only=False), bool)
 
 
-def mapped_rows(files: Sequence[str], folder: str, graded: bool) -> Any:
+def mapped_rows(files: Sequence[str], folder: str, graded: bool, objectives: Mapping[str, Objective]) -> Any:
     """The usable rows of some Parquet files as an Arrow file reader that maps them into memory."""
     path = os.path.join(folder, "rows.arrow.tmp")
     try:
         schema = pa.schema([EXAMPLE.field(name) for name in COLUMNS])
         if distributed.rank() == 0:
             with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for block in usable_blocks(files, graded):
+                for block in selected(usable_blocks(files, graded), objectives):
                     writer.write_batch(pa.RecordBatch.from_arrays([block.column(name) for name in COLUMNS], schema=schema))
         distributed.wait()
         opened = pa.ipc.open_file(pa.memory_map(path, "r"))

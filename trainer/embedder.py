@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,15 +18,17 @@ log = logging.getLogger(__name__)
 class Embedder:
     """`Embedder.load("models/quickstart/latest/model").encode(["how to open a file"], dim=256)`"""
 
-    def __init__(self, model: Any, dimensions: Sequence[int]) -> None:
+    def __init__(self, model: Any, dimensions: Sequence[int], heads: Mapping[str, Any] | None = None) -> None:
         self.model = model  # a SentenceTransformer
         self.dimensions = list(dimensions)  # that were trained, widest first
+        self.heads = dict(heads or {})  # by objective, where some were trained
 
     @classmethod
     def load(cls, path: str) -> Embedder:
         """Opens a folder that `trainer` exported. Raises UserError where it is none."""
         from sentence_transformers import SentenceTransformer
 
+        from trainer import heads
         from trainer.export import TRAINED
         from trainer.model import quiet
 
@@ -34,7 +36,7 @@ class Embedder:
         if not os.path.isfile(marker):
             raise UserError(f"'{path}' is no model that trainer exported: it has no {TRAINED}. Give models/NAME/latest/model.")
         with quiet():
-            return cls(SentenceTransformer(path), storage.read_json(marker)["dimensions"])
+            return cls(SentenceTransformer(path), storage.read_json(marker)["dimensions"], heads.load(path))
 
     def encode(
         self,
@@ -42,18 +44,26 @@ class Embedder:
         dim: int | None = None,
         kind: Literal["query", "document"] = "document",
         prompt: str | None = None,
+        head: str | None = None,
     ) -> np.ndarray:
         """Vectors [len(texts), dim] float32 of norm 1; of all dimensions where `dim` is absent.
 
         `kind` chooses the prompt that queries or documents had in training; `prompt` is one to use in its place ('' for none).
-        Raises UserError where `dim` is above what the model has; one that was not trained is told in the log.
+        `head` is the objective whose head the vectors go through, where the model has heads; none when absent.
+        Raises UserError where `dim` is above what the model has, or it lacks the head. A dimension that was not trained is told
+        in the log.
         """
+        from trainer.heads import through
+
         width = int(self.model.get_embedding_dimension())
         if dim is not None and not 1 <= dim <= width:
             raise UserError(f"dim is {dim}; allowed: 1 to {width}, of which {', '.join(map(str, self.dimensions))} were trained.")
         if dim is not None and dim not in self.dimensions:
             log.warning("Dimension %d was not trained; those that were: %s.", dim, ", ".join(map(str, self.dimensions)))
+        if head is not None and head not in self.heads:
+            raise UserError(f"There is no head '{head}'; the model has: {', '.join(self.heads) or 'none'}.")
         chosen = self.model.prompts.get(kind) if prompt is None else prompt
         vectors = self.model.encode(list(texts), prompt=chosen or None, show_progress_bar=False)
-        cut = np.asarray(vectors, np.float32).reshape(len(texts), width)[:, :dim]
+        whole = through(self.heads.get(head or ""), np.asarray(vectors, np.float32).reshape(len(texts), width))
+        cut = whole[:, :dim]
         return np.asarray(cut / np.linalg.norm(cut, axis=1, keepdims=True).clip(min=1e-12), np.float32)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from datakit import storage
 from datakit.errors import BuildError
-from trainer import attention, checkpoint
+from trainer import attention, checkpoint, heads
 from trainer.model import Encoder, Prompted, prefix, quiet
 
 TRAINED = "matryoshka.json"
@@ -112,6 +112,7 @@ def _write(encoder: Encoder, folder: str, prompts: Mapping[str, str]) -> None:
     modules.append(Normalize())
     model = SentenceTransformer(modules=modules, prompts=dict(prompts), similarity_fn_name="cosine", device=str(encoder.device))
     model.save(folder, create_model_card=False)
+    heads.save(encoder, folder)
 
 
 def _difference(encoder: Encoder, folder: str) -> float:

@@ -28,8 +28,9 @@ def backward(encoder: Encoder, tokens: Tokens, seed: int, objective: Objective, 
     with torch.no_grad():
         vectors = encoder(tokens, seed)
     loss, statistics = objective(vectors.requires_grad_())
-    (gradient,) = torch.autograd.grad(loss, vectors)
-    gradient = torch.nn.functional.pad(gradient, (0, 0, 0, 1))  # number -1 stands for a text that does not count
+    torch.autograd.backward(loss)  # for the parameters of a head too
+    assert vectors.grad is not None, "a loss of the vectors"
+    gradient = torch.nn.functional.pad(vectors.grad, (0, 0, 0, 1))  # number -1 stands for a text that does not count
     embedding = encoder.embedding_parameter
     for chunk in chunks:
         torch.autograd.backward(encoder.chunk_vectors(tokens, chunk, seed), gradient[chunk])

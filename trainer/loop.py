@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from datakit import storage
 from datakit.errors import BuildError
 from datakit.schema import digest
-from trainer import checkpoint, distributed, gradcache, remine
+from trainer import checkpoint, distributed, gradcache, objectives, remine
 from trainer.batch import Batch
 from trainer.config import Config, OptimizerConfig, Stage
 from trainer.data import TrainingRows
@@ -118,17 +118,23 @@ def take_step(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
     rows = sum(len(batch.row_ids) for batch in batches)
+    weights = objectives.weights(stage, state.objectives)
+    shares = [len(batch.row_ids) / rows * weights.get(batch.objective, 1.0) for batch in batches]
     found = [
-        backward(batch, len(batch.row_ids) / rows, seed_of(job.config, stage, step, number), job, state.temperature, scaler)
-        for number, batch in enumerate(batches)
+        backward(batch, share, seed_of(job.config, stage, step, number), job, state.temperature, scaler)
+        for number, (batch, share) in enumerate(zip(batches, shares, strict=True))
     ]
-    distributed.sum_gradients(encoder.parameters())
+    # The losses, and so the heads before them, are computed by every process.
+    distributed.sum_gradients(value for name, value in encoder.named_parameters() if not name.startswith("heads."))
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     penalty = {"consolidation": job.consolidate(encoder)} if job.consolidate else {}
     norm = clip(encoder.parameters(), stage.optimizer.clip)
     statistics = penalty | mean_over_rows(found, [len(batch.row_ids) for batch in batches])
     state = with_loss(state, statistics["loss"])
+    if stage.lagging is not None:
+        told = [(batch.objective, each["loss"].item()) for batch, each in zip(batches, found, strict=True)]
+        state = replace(state, objectives=objectives.with_losses(state.objectives, told, step, stage.lagging))
     # Numbers of float16 may overflow: then the scale is halved, and the step is left out. At a scale below 1 it is no overflow.
     overflow = scaler.is_enabled() and not math.isfinite(norm) and scaler.get_scale() >= 1.0
     if not math.isfinite(statistics["loss"]) or not (math.isfinite(norm) or overflow):
@@ -149,6 +155,7 @@ def take_step(
         scaler.update()
     tokens = sum(each["tokens"].item() for each in found)
     counts = {"epoch": epoch, "rows": rows, "tokens": tokens}
+    statistics |= {f"weight_{name}": weight for name, weight in weights.items()}
     return state, {**counts, "rate": learning_rate, "temperature": state.temperature, **statistics}
 
 
@@ -160,10 +167,14 @@ def backward(batch: Batch, share: float, seed: int, job: Job, temperature: float
     count = len(batch.queries)
 
     def objective(vectors: Tensor) -> tuple[Tensor, Statistics]:
+        if batch.objective in encoder.heads:
+            vectors = encoder.heads[batch.objective](vectors)
         loss, statistics = batch_loss(vectors[:count], vectors[count:], targets, stage.loss, temperature, seed)
         return scaler.scale(loss * share), {"loss": loss.detach(), **statistics}
 
     statistics = gradcache.backward(encoder, tokens, seed, objective, stage.training.gradient_cache)
+    if batch.objective:
+        statistics[f"loss_{batch.objective}"] = statistics["loss"]
     if batch.difficulty is not None:
         statistics["difficulty"] = torch.tensor(batch.difficulty)
     return {**statistics, "tokens": torch.tensor(float(tokens.count))}

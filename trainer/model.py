@@ -18,6 +18,7 @@ from datakit.schema import digest
 from trainer import distributed
 from trainer.base import first_line, load_base, quiet
 from trainer.config import ModelConfig
+from trainer.freezing import skipping
 
 __all__ = ["Encoder", "Prompted", "Tokens", "first_line", "load_encoder", "quiet"]
 
@@ -68,6 +69,10 @@ class Encoder(nn.Module):
             self.projection = nn.Linear(base.config.hidden_size, config.projection, bias=False)
             # Orthogonal, so that cosines change as little as the dimension allows.
             nn.init.orthogonal_(self.projection.weight, generator=torch.Generator().manual_seed(seed))
+        self.heads = nn.ModuleDict()  # by objective; they stand after the vectors, see trainer.heads
+        self.frozen: set[str] = set()  # parameters that the stage leaves as they are, and the layers that it may leave out
+        self.droppable: list[nn.Module] = []
+        self.layer_dropout = 0.0
         self._prefix_lengths: dict[tuple[str, int], int] = {}
 
     @property
@@ -149,8 +154,10 @@ class Encoder(nn.Module):
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         # Attention is faster without a mask, and it needs none where nothing is padded.
         mask = None if int(lengths.min()) == ids.shape[1] else (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        layers = skipping(self.droppable, self.layer_dropout, seed if self.training else None)
         autocast = self.compute != torch.float32
-        with torch.autocast(self.device.type, dtype=self.compute if autocast else None, enabled=autocast), self._attention(ids):
+        kind = self.compute if autocast else None
+        with torch.autocast(self.device.type, dtype=kind, enabled=autocast), self._attention(ids), layers:
             hidden = self.base(
                 input_ids=ids.to(self.device), attention_mask=None if mask is None else mask.to(self.device)
             ).last_hidden_state

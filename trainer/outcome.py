@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel
@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from datakit import storage
 from trainer import curves, distributed
 from trainer.config import Gate, Stage
-from trainer.evaluation import retrieval
+from trainer.evaluation import objectives, retrieval
+from trainer.evaluation.objectives import Measured, Score
 from trainer.evaluation.retrieval import Task
 from trainer.model import Encoder
 from trainer.report import Attempt, ByDimension, Metrics, StageMetrics, evaluation
@@ -29,6 +30,7 @@ class Outcome(BaseModel):
     taken: int  # the step whose weights were exported; the next stage begins with them
     before: ByDimension
     after: ByDimension
+    objectives: dict[str, Score] = {}  # after
 
     @property
     def scores(self) -> tuple[float, float]:
@@ -66,10 +68,19 @@ def of_stage(stage: Stage, attempts: Sequence[Outcome]) -> StageMetrics:
         )
         for number, each in enumerate(attempts)
     ]
-    return StageMetrics(name=stage.name, steps=chosen.steps, seconds=chosen.seconds, after=chosen.after, attempts=records)
+    return StageMetrics(
+        name=stage.name,
+        steps=chosen.steps,
+        seconds=chosen.seconds,
+        after=chosen.after,
+        attempts=records,
+        # A stage without objectives is trained on all rows.
+        trained=list(stage.objectives or chosen.objectives),
+        objectives=chosen.objectives,
+    )
 
 
-def baseline(run: Run, encoder: Encoder, task: Task, dimensions: list[int]) -> ByDimension:
+def baseline(run: Run, encoder: Encoder, task: Task, dimensions: list[int], measured: Mapping[str, Measured]) -> ByDimension:
     """The results of the base as it came, and of what stands beside it: measured once, before the training, and kept."""
     path = run.path("before.json")
     if not os.path.isfile(path):
@@ -89,6 +100,7 @@ def baseline(run: Run, encoder: Encoder, task: Task, dimensions: list[int]) -> B
             stages=[],
             after=before,
             beside=beside,
+            objectives=objectives.measure(encoder, measured),
         )
         storage.write_json(path, metrics.model_dump(mode="json"))
     return Metrics.model_validate(storage.read_json(path)).before
@@ -105,7 +117,9 @@ def metrics_of(run: Run, stages: Sequence[StageMetrics]) -> Metrics:
     base = Metrics.model_validate(storage.read_json(run.path("before.json")))
     passed = [stage for stage in stages if stage.attempts[-1].decision == "go on"]
     after = passed[-1].after if passed else base.before
-    return base.model_copy(update={"version": run.version, "stages": list(stages), "after": after})
+    lost = objectives.forgotten([stage.objectives for stage in stages], [stage.trained for stage in stages])
+    told = [stage.model_copy(update={"forgotten": each}) for stage, each in zip(stages, lost, strict=True)]
+    return base.model_copy(update={"version": run.version, "stages": told, "after": after})
 
 
 @distributed.main_first()

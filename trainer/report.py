@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from datakit.schema import CategoryScore, Evaluation
+from trainer.evaluation.objectives import Score
 from trainer.evaluation.retrieval import METRIC, Result
 
 # Results by dimension. JSON files have their keys in the order of letters.
@@ -34,6 +35,9 @@ class StageMetrics(BaseModel):
     seconds: float | None = None
     after: ByDimension
     attempts: list[Attempt] = []
+    trained: list[str] = []  # its objectives
+    objectives: dict[str, Score] = {}  # those of the whole run, after the stage
+    forgotten: dict[str, float] = {}  # of objectives of earlier stages: their best after one of these, less that after this stage
 
 
 class Metrics(BaseModel):
@@ -50,6 +54,7 @@ class Metrics(BaseModel):
     stages: list[StageMetrics]
     after: ByDimension  # of the exported model
     beside: dict[str, Result]
+    objectives: dict[str, Score] = {}  # before training
 
 
 def evaluation(model: str, build: str, after: Result, before: Result | None) -> Evaluation:
@@ -71,6 +76,19 @@ def progress_of(metrics: Metrics) -> dict[str, dict[int, Result]]:
     if not metrics.stages or metrics.stages[-1].after != metrics.after:
         rows["exported"] = metrics.after
     return rows
+
+
+def by_objective(metrics: Metrics) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Heads and rows of the table of objectives: each one's score, and in brackets what was forgotten of it."""
+    heads = ["", *(f"{name}, {each.metric}" for name, each in metrics.objectives.items())]
+    rows = [("before training", [f"{each.score:.3f}" for each in metrics.objectives.values()])]
+    for stage in metrics.stages:
+        scores = [
+            f"{stage.objectives[name].score:.3f}" + (f" ({-stage.forgotten[name]:+.3f})" if name in stage.forgotten else "")
+            for name in metrics.objectives
+        ]
+        rows.append((f"after {stage.name}", scores))
+    return heads, rows
 
 
 def decisions(metrics: Metrics) -> list[str]:
@@ -105,8 +123,15 @@ def tables(metrics: Metrics) -> Group:
             by_dimension.add_row(f"{name}, Spearman", *(f"{results[dimension].spearman:.3f}" for dimension in metrics.after))
     for name, each in metrics.beside.items():
         by_dimension.add_row(name, f"{each.score:.3f}")
+    shown = []
+    if metrics.objectives:
+        heads, lines = by_objective(metrics)
+        objectives = Table(*heads, title="By objective (against its best after an earlier stage)", title_justify="left")
+        for name, values in lines:
+            objectives.add_row(name, *values)
+        shown.append(objectives)
     systems = {"before": metrics.before[widest], "after": metrics.after[widest], **metrics.beside}
-    return Group(by_dimension, *decisions(metrics), category_table(systems, f"By category, at {widest} dimensions"))
+    return Group(by_dimension, *shown, *decisions(metrics), category_table(systems, f"By category, at {widest} dimensions"))
 
 
 def category_table(systems: Mapping[str, Result], title: str) -> Table:

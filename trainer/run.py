@@ -114,9 +114,10 @@ def _identity(config: Config, build: Build, builds: dict[str, Build]) -> dict[st
     for stage in config.stages:
         if stage.consolidation is not None and stage.consolidation.build is not None:
             stages[stage.name]["build of consolidation"] = open_build(stage.consolidation.build).version
-    # All dimensions are measured before and after each stage.
+    # All dimensions and objectives are measured before and after each stage.
     dimensions = sorted({each for stage in config.stages for each in stage.loss.dimensions})
     identity = {
+        "objectives": {name: [each.tasks, each.categories] for name, each in config.objectives.items()},
         "config": whole, "build": build.version, "base": _base_digest(config), "dimensions": dimensions,
         "order of stages": list(stages), "stages": stages,
     }  # fmt: skip

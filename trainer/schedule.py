@@ -33,6 +33,7 @@ class State:
     waited: int = 0  # measurements in a row that were no better
     losses: list[float] = field(default_factory=list)  # the last WINDOW of them
     smallest: float | None = None  # median of so many losses
+    objectives: dict[str, dict[str, float]] = field(default_factory=dict)  # see trainer.objectives
 
 
 def measured(state: State, steps: int, metric: float, annealing: Annealing | None) -> State:

@@ -17,10 +17,13 @@ from datakit.opened import Build, open_build
 from datakit.schema import digest
 from trainer import checkpoint, consolidation, distributed, loop, teacher
 from trainer.config import Config, Stage
-from trainer.data import TrainingRows, no_rows, part_files
-from trainer.evaluation import retrieval
+from trainer.data import TrainingRows, no_rows, part_files, usable_blocks
+from trainer.evaluation import objectives, retrieval
 from trainer.export import export
+from trainer.freezing import freeze
+from trainer.heads import attach
 from trainer.model import Encoder, load_encoder
+from trainer.objectives import check, names_of
 from trainer.outcome import Decision, Outcome, baseline, best, decide, metrics_of, of_stage, publish
 from trainer.report import Metrics, StageMetrics
 from trainer.run import Run, attempt_name, claim, claimed, open_run
@@ -96,11 +99,12 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     encoder = prepared(config, stage)
     dimensions = matryoshka_dimensions(config, encoder)
     task = retrieval.load_task(run.build, config.evaluation.queries, config.evaluation.documents)
+    measured = objectives.load(run.build, config)
     with distributed.main_first():
         if not claimed(run):
             preflight(run)
         claim(run)
-        before = previous.after if previous else baseline(run, encoder, task, dimensions)
+        before = previous.after if previous else baseline(run, encoder, task, dimensions, measured)
     if start is not None:
         checkpoint.load_weights(start, encoder)
     os.makedirs(folder, exist_ok=True)
@@ -116,7 +120,7 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     if taken != job.steps:
         checkpoint.load_weights(checkpoint.place(job.checkpoints, taken), encoder)
     log.info("Stage '%s': measuring its model on %d queries and %d documents", stage.name, len(task.queries), len(task.documents))
-    after = retrieval.measure(encoder, task, dimensions)
+    after, by_objective = retrieval.measure(encoder, task, dimensions), objectives.measure(encoder, measured)
     with distributed.main_first():
         if distributed.rank() > 0:
             return Outcome.model_validate(storage.read_json(path))
@@ -131,6 +135,7 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
             taken=taken,
             before=before,
             after=after,
+            objectives=by_objective,
         )
         build = run.builds[stage.name].version
         scores = {dimension: each.score for dimension, each in outcome.after.items()}
@@ -145,6 +150,9 @@ def preflight(run: Run) -> None:
         files = part_files(run.builds[stage.name], "train")
         if stage.loss.similarity is None and not pl.scan_parquet(files).select(pl.col("score").is_null().any()).collect().item():
             raise no_rows(run.builds[stage.name], stage)
+        if stage.objectives:
+            blocks = usable_blocks(files, stage.loss.similarity is not None)
+            check(stage, run.builds[stage.name], {name for block in blocks for name in names_of(block, stage.objectives)})
         if stage.loss.distillation is not None:
             teacher.load(stage.loss.distillation)
         if stage.consolidation is not None and stage.consolidation.build is not None:
@@ -159,6 +167,8 @@ def prepared(config: Config, stage: Stage) -> Encoder:
     # Filling fresh memory with NaN finds bugs; here it would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     encoder = load_encoder(config.model, config.seed).to("cuda" if torch.cuda.is_available() else "cpu")
+    attach(encoder, config)
+    freeze(encoder, stage.layers)
     encoder.compute = loop.compute_type(stage.training.precision, encoder.device)
     encoder.chunk_tokens = stage.training.chunk_tokens
     encoder.activation_checkpointing(stage.training.activation_checkpointing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ from datakit.assets import locate
 from datakit.errors import UserError
 from datakit.opened import Build
 from datakit.schema import digest, text_id
+from trainer.config import Objective
 from trainer.data import part_files, usable_blocks
 from trainer.evaluation.similarity import Pairs, load_pairs, spearman
 from trainer.model import Encoder, first_line, quiet
+from trainer.objectives import those_of
 
 METRIC = "ndcg@10"
 CUTOFF = 10
@@ -49,8 +51,13 @@ class Result(BaseModel):
     spearman: float | None = None
 
 
-def load_task(build: Build, most_queries: int | None = None, most_documents: int | None = None) -> Task:
-    """The validation rows of a build: the corpus is all their different positives and negatives.
+def load_task(
+    build: Build,
+    most_queries: int | None = None,
+    most_documents: int | None = None,
+    objective: Mapping[str, Objective] | None = None,
+) -> Task:
+    """The validation rows of a build, of one objective where it is given: the corpus is all their positives and negatives.
 
     With limits: the queries, and beside their positives the documents, of the lowest digests.
 
@@ -63,7 +70,7 @@ def load_task(build: Build, most_queries: int | None = None, most_documents: int
     limited: dict[tuple[str, str], set[str]] = {}
     files = part_files(build, "validation")
     for block in usable_blocks(files):
-        for row in block.to_pylist():
+        for row in those_of(block, objective or {}).to_pylist():
             query = row["query_id"] or text_id(row["query"])
             place = (row["category"], query)
             queries.setdefault(place, (row["query"], row["instruction"]))
