@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -227,9 +226,8 @@ def trained(variant: Variant, seed: int, full: Run | None, folder: str, console:
     os.makedirs(os.path.join(folder, "teacher"), exist_ok=True)
     linked(os.path.join(folder, "teacher"), run.path("teacher"))
     if full is not None and shared:
-        shutil.copy(full.path("before.json"), run.path("before.json"))
         log.info("%s, seed %d: not trained again, as in the full run: %s", variant.name, seed, ", ".join(shared))
-        for name in shared:
+        for name in ("before.json", *shared):
             linked(full.path(name), run.path(name))
     log.info("%s, seed %d: '%s'", variant.name, seed, run.folder)
     stages.do(config, variant.dev, run.folder, console)

@@ -86,7 +86,9 @@ def test_a_component_takes_itself_away_and_nothing_else(name: Any) -> None:
 def test_a_component_that_is_not_there_is_refused_by_its_name(name: Any) -> None:
     recipe = {**copy.deepcopy(RECIPE), "filters": [], "dedup": []}
     del recipe["categories"]["written"], recipe["mixture"]["caps"]["written"]
-    config = toy_config("base", data={"negatives": 0}, loss={"dimensions": [32], "weights": [1.0]}, model={"bidirectional": False})
+    config = toy_config(
+        "base", data={"negatives": 0}, loss={"dimensions": [32], "weights": [1.0]}, model={"bidirectional": False}
+    )
     with pytest.raises(UserError, match=f"'{name}' cannot be removed: .+"):
         without(name, recipe, config)
 
@@ -130,7 +132,11 @@ def files(tmp_path: Path, tiny_base: str) -> Path:
         dedup=[{"type": "exact", "on": "pair"}],
     )  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    config = toy_config(tiny_base, [{"name": "first"}, {"name": "second", "loss": {"focal": {"gamma": 2.0}}, "gate": {"min_gain": 9}}], training={"steps": 3})
+    config = toy_config(
+        tiny_base,
+        [{"name": "first"}, {"name": "second", "loss": {"focal": {"gamma": 2.0}}, "gate": {"min_gain": 9}}],
+        training={"steps": 3},
+    )
     write_config(tmp_path / "run.yaml", config)
     write_ablation(tmp_path, ["focal", "filters"])
     return tmp_path
@@ -188,7 +194,9 @@ def test_runs_share_what_is_equal_go_on_after_a_stop_and_say_what_they_found(
     assert [each.measure for each in focal.differences] == ["dev ndcg@10 at 32", "dev ndcg@10 at 8"]
     for place, dimension in enumerate((32, 8)):
         for name, found in (("full", focal.differences[place].full), ("focal", focal.differences[place].without)):
-            scores = [evaluate_model(build, str(runs / name / f"seed-{seed}/model"), [dimension])[dimension].score for seed in (0, 1)]
+            scores = [
+                evaluate_model(build, str(runs / name / f"seed-{seed}/model"), [dimension])[dimension].score for seed in (0, 1)
+            ]
             np.testing.assert_allclose(found, scores)
     # What is measured on was held out by both builds.
     other = open_build(str(files / "out/builds/filters/toys/latest"))
@@ -253,7 +261,9 @@ def test_a_component_without_effect_is_told_as_such(files: Path, make_build: Mak
 
 
 def test_a_teacher_reads_the_texts_once_for_all_runs(files: Path, tiny_base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = toy_config(tiny_base, [{"loss": {"dimensions": [32, 8], "focal": {}, "distillation": {"teacher": TEACHER}}}], training={"steps": 1})
+    config = toy_config(
+        tiny_base, [{"loss": {"dimensions": [32, 8], "focal": {}, "distillation": {"teacher": TEACHER}}}], training={"steps": 1}
+    )
     write_config(files / "run.yaml", config)
     write_ablation(files, ["focal"])
     real, read = stages.teacher.computed, []
