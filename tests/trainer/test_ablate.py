@@ -165,7 +165,7 @@ def test_runs_share_what_is_equal_go_on_after_a_stop_and_say_what_they_found(
     real, begun = stages.loop.train, []
 
     def train(job: Any, console: Any) -> Any:
-        begun.append((Path(job.folder).relative_to(files / "out/runs").as_posix()))
+        begun.append(Path(job.folder).relative_to(files / "out/runs").as_posix())
         if len(begun) == 6:
             raise Stopped
         return real(job, console)
