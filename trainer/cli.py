@@ -216,6 +216,54 @@ def estimate(
     out.print(found.tables(), highlight=False)
 
 
+Workers = Annotated[int | None, typer.Option(help="Worker processes of builds. Default: one for each processor.")]
+
+
+@app.command()
+def ablate(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="An ablation file: run, recipe or build, seeds, components.")],
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Default: ablations/NAME.")] = None,
+    workers: Workers = None,
+) -> None:
+    """Remove one component at a time, train with several seeds, and tell what the differences support.
+
+    Runs share the stages that they have in common. The same command goes on where it was stopped.
+    """
+    from trainer.ablation import ablate as ablated
+    from trainer.ablation_report import tables
+
+    try:
+        folder, report = ablated(config, output, workers, err)
+    except KeyboardInterrupt:
+        err.print("Interrupted. The same command goes on.")
+        raise
+    out.print(tables(report))
+    out.print(f"{folder}/ablation.html", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def loop(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A mixture file, with mixture.total.")],
+    config: ConfigPath,
+    rounds: Annotated[int, typer.Option(min=1, help="Builds, and runs on them.")] = 3,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Default: loops/NAME.")] = None,
+    workers: Workers = None,
+) -> None:
+    """Build, train, pass the gate, and let the scores move the weights of the next build; round after round.
+
+    The same command goes on where it was stopped, or with more rounds.
+    """
+    from trainer import rounds as looped
+
+    try:
+        folder, found = looped.loop(recipe, config, rounds, output, workers, err)
+    except KeyboardInterrupt:
+        err.print("Interrupted. The same command goes on.")
+        raise
+    out.print(looped.tables(found))
+    out.print(f"{folder}/loop.html", soft_wrap=True, highlight=False, markup=False)
+
+
 @app.callback()
 def settings(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False) -> None:
     """A lean trainer of text-embedding models: run files say what, builds of datakit are the data.

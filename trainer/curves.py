@@ -91,16 +91,10 @@ def _steps(path: Path) -> Steps:
 
 def page(config: Mapping[str, Any], stages: Mapping[str, Steps], metrics: Metrics | None) -> str:
     """The whole page."""
-    style = resources.files("datakit.publish").joinpath("report.css").read_text(encoding="utf-8") + STYLE
-    name = escape(str(config.get("name", metrics.name if metrics else "run")))
+    name = str(config.get("name", metrics.name if metrics else "run"))
     done = "finished" if metrics else "not finished"
-    lengths = ", ".join(f"{escape(stage)} {int(steps[-1]['step']):,} steps" for stage, steps in stages.items())
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-        f'<title>{name}: training</title><style>{style}</style></head><body><header class="top"><h1>{name}</h1>',
-        f'<p class="lead">Training, {done}. {lengths or "No step is logged yet"}.</p></header><main>',
-    ]
+    lengths = ", ".join(f"{stage} {int(steps[-1]['step']):,} steps" for stage, steps in stages.items())
+    parts = []
     if metrics is not None:
         parts.append(results(metrics))
     charts = [chart(title, lines, note, stages) for title, lines, note in drawn(stages)]
@@ -109,7 +103,20 @@ def page(config: Mapping[str, Any], stages: Mapping[str, Steps], metrics: Metric
     parts.append(
         f'<section id="config"><h2>Config</h2><details class="card"><summary>The whole config</summary><pre>{text}</pre>'
     )
-    return "\n".join([*parts, "</details></section></main><footer></footer></body></html>\n"])
+    parts.append("</details></section>")
+    return document(name, "training", f"Training, {done}. {lengths or 'No step is logged yet'}.", parts)
+
+
+def document(name: str, what: str, lead: str, sections: Sequence[str]) -> str:
+    """A page that asks nothing of a network and runs no script. The sections are HTML, all else is text."""
+    style = resources.files("datakit.publish").joinpath("report.css").read_text(encoding="utf-8") + STYLE
+    head = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+        f"<title>{escape(name)}: {escape(what)}</title><style>{style}</style></head>",
+        f'<body><header class="top"><h1>{escape(name)}</h1><p class="lead">{escape(lead)}</p></header><main>',
+    ]
+    return "\n".join([*head, *sections, "</main><footer></footer></body></html>\n"])
 
 
 def results(metrics: Metrics) -> str:

@@ -123,8 +123,8 @@ def ndcg(scores: np.ndarray, relevant: np.ndarray, cutoff: int = CUTOFF) -> floa
     return float(gains / discounts[: min(cutoff, len(relevant))].sum())
 
 
-def result(task: Task, blocks: Iterator[np.ndarray]) -> Result:
-    """The result of scores that come in blocks of rows [.., N], in the order of the queries."""
+def by_query(task: Task, blocks: Iterator[np.ndarray]) -> list[float]:
+    """nDCG@10 of each query, of scores that come in blocks of rows [.., N], in the order of the queries."""
     values: list[float] = []
     for block in blocks:
         for scores in block:
@@ -132,6 +132,12 @@ def result(task: Task, blocks: Iterator[np.ndarray]) -> Result:
             if (own := task.candidates[place]) is not None:
                 scores = np.where(np.isin(np.arange(len(scores)), own), scores, -np.inf)
             values.append(ndcg(scores, task.relevant[place]))
+    return values
+
+
+def result(task: Task, blocks: Iterator[np.ndarray]) -> Result:
+    """The result of scores that come in blocks of rows [.., N], in the order of the queries."""
+    values = by_query(task, blocks)
     by_category: dict[str, list[float]] = {}
     for category, value in zip(task.categories, values, strict=True):
         by_category.setdefault(category, []).append(value)
@@ -145,11 +151,13 @@ def result(task: Task, blocks: Iterator[np.ndarray]) -> Result:
 
 def evaluate_vectors(task: Task, queries: np.ndarray, documents: np.ndarray, dimensions: Sequence[int]) -> dict[int, Result]:
     """The result at each dimension: vectors [Q, d] and [N, d] cut to their first components, cosine."""
-    results = {}
-    for dimension in dimensions:
-        q, d = unit(queries[:, :dimension]), unit(documents[:, :dimension])
-        results[dimension] = result(task, (q[start : start + BLOCK] @ d.T for start in range(0, len(q), BLOCK)))
-    return results
+    return {dimension: result(task, cosines(queries, documents, dimension)) for dimension in dimensions}
+
+
+def cosines(queries: np.ndarray, documents: np.ndarray, dimension: int) -> Iterator[np.ndarray]:
+    """Cosines in blocks of rows [.., N], of vectors [Q, d] and [N, d] cut to their first components."""
+    q, d = unit(queries[:, :dimension]), unit(documents[:, :dimension])
+    return (q[start : start + BLOCK] @ d.T for start in range(0, len(q), BLOCK))
 
 
 def measure(encoder: Encoder, task: Task, dimensions: Sequence[int]) -> dict[int, Result]:
@@ -202,6 +210,12 @@ def load(name: str) -> Any:
 
 def evaluate_encoder(task: Task, name: str, dimensions: Sequence[int] = ()) -> dict[int, Result]:
     """Any sentence-transformers model with its own prompts; at its own dimension where none is given."""
+    queries, documents = encoded(task, name, dimensions)
+    return evaluate_vectors(task, queries, documents, dimensions or [queries.shape[1]])
+
+
+def encoded(task: Task, name: str, dimensions: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of queries [Q, d] and documents [N, d] by a sentence-transformers model, d not below any of `dimensions`."""
     model = load(name)
     width = int(model.get_embedding_dimension() or 0)
     if too_wide := [dimension for dimension in dimensions if dimension > width]:
@@ -214,4 +228,4 @@ def evaluate_encoder(task: Task, name: str, dimensions: Sequence[int] = ()) -> d
         places = [place for place, each in enumerate(prompts) if each == prompt]
         queries[places] = model.encode([task.queries[place][0] for place in places], prompt=prompt, show_progress_bar=False)
     documents = model.encode_document([text for text, _ in task.documents], show_progress_bar=False)
-    return evaluate_vectors(task, queries, np.asarray(documents), dimensions or [width])
+    return queries, np.asarray(documents)
