@@ -237,7 +237,7 @@ def trained(variant: Variant, seed: int, full: Run | None, folder: str, console:
 def common_stages(run: Run, full: Run) -> list[str]:
     """The leading stages whose weights are the same in both runs: all that decides them is equal."""
     one, other = run.identity, full.identity
-    if any(one[name] != other[name] for name in ("config", "build", "base", "dimensions")):
+    if any(one[name] != other[name] for name in ("config", "build", "base", "dimensions", "objectives")):
         return []
     pairs = zip(one["order of stages"], other["order of stages"], strict=False)
     return [name for name, _ in takewhile(lambda pair: one["stages"][pair[0]] == other["stages"][pair[1]], pairs)]
