@@ -264,6 +264,40 @@ def loop(
     out.print(f"{folder}/loop.html", soft_wrap=True, highlight=False, markup=False)
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An exported model: models/NAME/latest/model.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; it must not exist.")],
+    kind: Annotated[
+        Literal["onnx", "tei"], typer.Option("--format", help="onnx: a graph. tei: a folder for text-embeddings-inference.")
+    ],
+) -> None:
+    """Write a model for a server. Its vectors are compared with the model's own before the folder is there."""
+    from trainer.serving import serve
+
+    for line in serve(model, output, kind):
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+    out.print(output, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def report(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A sentence-transformers model, as for trainer evaluate.")],
+    scores: Annotated[str, typer.Option(metavar="FILE", help="results.json of trainer evaluate --sets FILE.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The page to write: report.html.")],
+    ablation: Annotated[str | None, typer.Option(metavar="FILE", help="JSON of trainer ablate.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", metavar="BUILD", help="Its validation split, for nearest neighbours.")
+    ] = None,
+) -> None:
+    """Write a page about a model: scores by family and dimension, retention, nearest neighbours, ablation."""
+    from datakit.opened import open_build
+    from trainer.model_report import write
+
+    write(model, scores, output, ablation, open_build(data) if data is not None else None)
+    out.print(output, soft_wrap=True, highlight=False, markup=False)
+
+
 @app.callback()
 def settings(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False) -> None:
     """A lean trainer of text-embedding models: run files say what, builds of datakit are the data.
