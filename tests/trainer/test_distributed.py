@@ -60,7 +60,7 @@ WAYS: dict[str, tuple[dict[str, Any], str, bool, int]] = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: transformers.PreTrainedTokenizerFast) -> str:
-    """Without dropout: what is dropped depends on the number of processes. Five rows a process do not divide its 33 dimensions."""
+    """Without dropout: what is dropped depends on the number of processes. Two do not divide its 33 intermediate dimensions."""
     return save_base(tmp_path_factory.mktemp("qwen3"), tokenizer, tiny_config("qwen3", head_dim=8, intermediate_size=33))
 
 
@@ -200,8 +200,8 @@ def by_torchrun(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 WAYS_TO_TRAIN: dict[str, dict[str, Any]] = {
-    "ddp": {"model": {"embeddings": "sparse"}, "training": {"steps": 12, "accumulate": 2}},
-    "fsdp": {"training": {"steps": 12, "parallel": "fsdp", "gradient_cache": True}},
+    "ddp": {"model": {"embeddings": "sparse"}, "training": {"steps": 12, "accumulate": 2, "precision": "float32"}},
+    "fsdp": {"training": {"steps": 12, "parallel": "fsdp", "gradient_cache": True, "precision": "float32"}},
 }
 
 
