@@ -202,8 +202,20 @@ def total_norm(gradients: list[Tensor]) -> float:
 
 def whole(value: Tensor) -> Tensor:
     """A tensor, put together where FSDP has divided it, in the memory of process 0. All must ask; the others get an empty one."""
-    value = value.full_tensor() if isinstance(value, DTensor) else value
+    value = together(value)
     return value.cpu().contiguous() if rank() == 0 else torch.empty(0)
+
+
+@torch.no_grad()
+def together(value: Tensor) -> Tensor:
+    """A tensor as it was before FSDP divided it by its first dimension. DTensor.full_tensor crashed now and then with gloo."""
+    if not isinstance(value, DTensor):
+        return value
+    own, rows = value.to_local(), value.shape[0]
+    height = -(-rows // world())
+    parts = [own.new_empty(height, *own.shape[1:]) for _ in range(world())]
+    dist.all_gather(parts, nn.functional.pad(own, (0, 0) * (own.ndim - 1) + (0, height - len(own))))
+    return torch.cat(parts)[:rows]
 
 
 def part(value: Tensor, like: Tensor) -> Tensor:

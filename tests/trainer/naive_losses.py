@@ -66,7 +66,7 @@ def naive_row(i, dimension, queries, documents, targets, config, temperature, dr
         by_query = [(tq[i] @ td[j], cosine(q[i], d[j])) for j in range(len(d))]
         by_query += [(tq[i] @ tq[j], cosine(q[i], q[j])) for j in range(len(q)) if j != i]
         by_positive = [(td[p] @ td[j], cosine(d[p], d[j])) for j in range(len(d)) if j != p]
-        for pairs in (by_query, by_positive):
+        for pairs in filter(None, (by_query, by_positive)):
             told, found = (torch.stack(each) for each in zip(*pairs, strict=True))
             teacher = torch.softmax(told / config.distillation.teacher_temperature, 0)
             student = torch.log_softmax(found / config.distillation.student_temperature, 0)
