@@ -54,9 +54,9 @@ class Browser:
         return said["result"].get("value")
 
     def wait(self, script: str) -> None:
-        """Until an expression is true."""
+        """Until an expression is true. A page that is still loading knows none of its names."""
         end = time.monotonic() + 30
-        while not self.value(script):
+        while not self.value(f"(() => {{ try {{ return {script} }} catch {{ return false }} }})()"):
             assert time.monotonic() < end, f"'{script}' never came true; the page says: {self.value('document.body.innerText')}"
             time.sleep(0.02)
 

@@ -1,4 +1,4 @@
-"""Training rows of a build, and which of them make a batch: a pure function of (seed, epoch, number, progress, rank, world)."""
+"""Training rows of a build, and which of them make a batch: a pure function of (seed, epoch, number, progress)."""
 
 from __future__ import annotations
 
@@ -170,16 +170,16 @@ class TrainingRows:
         rows = self._by_group[start : start + self._sizes[group]]
         return rows[generator(self.seed, "rows", epoch, *self.groups[group]).permutation(len(rows))]
 
-    def batch(self, epoch: int, number: int, encoder: Encoder, progress: float, rank: int = 0, world: int = 1) -> Batch:
-        """Batch `number` of an epoch, when a part `progress` of the stage is done; of it the rows that are dealt to `rank`.
+    def batch(self, epoch: int, number: int, encoder: Encoder, progress: float) -> Batch:
+        """Batch `number` of an epoch, when a part `progress` of the stage is done.
 
-        The rows of all ranks together, and the negatives drawn for them, are those of a world of one. The encoder says how
-        instructions stand before the texts.
+        The encoder says how instructions stand before the texts. Several processes make the same batch, and share its texts
+        (trainer.distributed).
         """
         group, start, stop = self.plan(epoch)[number]
         name, graded = self.groups[group]
-        rows = self._shuffled(epoch, group)[start:stop][rank::world]
-        luck = generator(self.seed, "negatives", epoch, number).random((stop - start, self.most_negatives))[rank::world]
+        rows = self._shuffled(epoch, group)[start:stop]
+        luck = generator(self.seed, "negatives", epoch, number).random((stop - start, self.most_negatives))
         draw = Draw(0 if graded else self.data.negatives, target_difficulty(self.data.curriculum, progress), luck)
         taken = self.take(rows)
         if self.round is not None:

@@ -20,7 +20,7 @@ from datakit.schema import EXAMPLE, text_id
 from trainer.batch import Batch, Draw, Known, Mined, drawn, target_difficulty
 from trainer.config import Curriculum, ModelConfig, Stage
 from trainer.data import TrainingRows, plan
-from trainer.model import Encoder, Prompted, load_encoder
+from trainer.model import Encoder, load_encoder
 
 FIXTURES_ARE_SHARED = [HealthCheck.function_scoped_fixture]
 GRADED = {"similarity": {}}
@@ -139,12 +139,11 @@ def check(batch: Batch, train: Sequence[Record], encoder: Encoder, most: int, ta
     most=st.integers(0, 3),
     target=st.none() | st.sampled_from([0.0, 0.3, 1.0]),
     batch_size=st.integers(2, 5),
-    world=st.integers(2, 3),
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=FIXTURES_ARE_SHARED)
-def test_any_rows_make_batches_by_the_rules_for_any_number_of_ranks(
+def test_any_rows_make_batches_by_the_rules(
     make_build: MakeBuild, tmp_path: Path, encoder: Encoder, train: list[Record], graded: bool, most: int, target: float | None,
-    batch_size: int, world: int,
+    batch_size: int,
 ) -> None:  # fmt: skip
     usable = [each for each in train if graded or each["score"] is None]
     if not usable:
@@ -155,18 +154,9 @@ def test_any_rows_make_batches_by_the_rules_for_any_number_of_ranks(
     batches = epoch_of(rows, encoder)
     assert Counter(row_id for batch in batches for row_id in batch.row_ids) == Counter(each["row_id"] for each in usable)
     sizes = defaultdict(list)
-    for number, whole in enumerate(batches):
+    for whole in batches:
         sizes[whole.group, whole.scores is None].append(len(whole.row_ids))
         check(whole, train, encoder, most, target)
-        for rank in range(world):
-            part = rows.batch(0, number, encoder, 0.0, rank, world)
-            # Of ranks that get no row, too.
-            check(part, train, encoder, most, target)
-            assert part.row_ids == whole.row_ids[rank::world]
-            assert [own_texts(part, each) for each in range(len(part.row_ids))] == [
-                own_texts(whole, each) for each in range(len(whole.row_ids))
-            ][rank::world]
-            assert (part.group, part.scores is None) == (whole.group, whole.scores is None)
     for each in sizes.values():
         assert max(each) <= batch_size
         assert max(each) - min(each) <= 1
@@ -182,20 +172,20 @@ def test_batches_of_a_group_are_equal_in_size_up_to_one_row(sizes: list[int], ba
 
 @given(
     asked=st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 5), st.sampled_from([0.0, 0.2, 0.9]), st.integers(0, 2), st.integers(1, 3)),
+        st.tuples(st.integers(0, 3), st.integers(0, 5), st.sampled_from([0.0, 0.2, 0.9])),
         min_size=1, max_size=6,
     ),
     seed=st.integers(0, 2),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None, suppress_health_check=FIXTURES_ARE_SHARED)
 def test_a_batch_depends_on_what_is_asked_for_and_not_on_what_was_asked_before(
-    toy_build: Build, tmp_path: Path, encoder: Encoder, asked: list[tuple[int, int, float, int, int]], seed: int
+    toy_build: Build, tmp_path: Path, encoder: Encoder, asked: list[tuple[int, int, float]], seed: int
 ) -> None:
     def answers(rows: TrainingRows, order: list[int]) -> dict[int, Batch]:
         found = {}
         for place in order:
-            epoch, number, progress, rank, world = asked[place]
-            found[place] = rows.batch(epoch, number, encoder, progress, rank % world, world)
+            epoch, number, progress = asked[place]
+            found[place] = rows.batch(epoch, number, encoder, progress)
         return found
 
     settings = {"batch_size": 16, "curriculum": {}}
@@ -306,24 +296,6 @@ def test_graded_rows_are_in_batches_of_their_own_without_mined_negatives_and_mak
         if batch.scores is None:
             # p1 stands beside q1 in a graded row only; d0 is a positive of q1.
             assert [own_texts(batch, each) for each in range(len(batch.row_ids))] == [["p1"]] * len(batch.row_ids)
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_together_are_a_world_of_one(toy_build: Build, tmp_path: Path, encoder: Encoder, world: int) -> None:
-    """With the toy build: batches of 16, 13 and 12 rows, which no number of ranks divides all."""
-    rows = opened(toy_build, tmp_path, batch_size=16, curriculum={}, negatives=1)
-
-    def pairs(batch: Batch) -> dict[str, tuple[Prompted, Prompted, list[str]]]:
-        return {
-            row_id: (batch.queries[each], batch.documents[batch.positive[each]], own_texts(batch, each))
-            for each, row_id in enumerate(batch.row_ids)
-        }
-
-    for number, whole in enumerate(epoch_of(rows, encoder, 1, 0.3)):
-        parts = [pairs(rows.batch(1, number, encoder, 0.3, rank, world)) for rank in range(world)]
-        assert sum(map(len, parts)) == len(whole.row_ids)
-        assert {row_id: value for part in parts for row_id, value in part.items()} == pairs(whole)
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_a_mined_negative_that_is_a_positive_of_the_query_in_any_row_is_never_drawn(
