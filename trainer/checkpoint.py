@@ -193,6 +193,21 @@ def damage(path: Path) -> str | None:
     return None
 
 
+def seal(path: str, told: Mapping[str, Any]) -> None:
+    """Writes the digest of a file beside it, with what there is to tell of it: from then on it is whole (see sealed)."""
+    storage.write_json(f"{path}.json", {"digest": storage.file_digest(path), "told": dict(told)})
+
+
+def sealed(path: str) -> dict[str, Any] | None:
+    """What was told of a file when it was sealed; None where it is not there as it was then."""
+    try:
+        kept = storage.read_json(f"{path}.json")
+        told: dict[str, Any] = kept["told"]
+        return told if storage.file_digest(path) == kept["digest"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def flush(path: Path) -> None:
     """Makes the system write a file or a folder's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -22,7 +22,7 @@ from torch import Tensor
 from datakit import storage
 from datakit.opened import open_build
 from trainer import distributed, gradcache
-from trainer.checkpoint import trained
+from trainer.checkpoint import seal, sealed, trained
 from trainer.config import Stage
 from trainer.data import TrainingRows, no_rows
 from trainer.loop import targets_of
@@ -40,7 +40,7 @@ def penalty(run: Run, stage: Stage, folder: str, encoder: Encoder) -> Callable[[
     if config is None:
         return None
     path = os.path.join(folder, "fisher.safetensors")
-    if not _whole(path):
+    if sealed(path) is None:
         number = [each.name for each in run.config.stages].index(stage.name)
         earlier = stage if config.build is not None else run.config.stages[number - 1]
         build = open_build(config.build) if config.build is not None else run.builds[earlier.name]
@@ -52,19 +52,11 @@ def penalty(run: Run, stage: Stage, folder: str, encoder: Encoder) -> Callable[[
         found, count = fisher(encoder, rows, earlier, teacher, config.rows)
         if distributed.rank() == 0:
             storage.write_bytes(path, save({name: value.cpu() for name, value in found.items()}))
-            storage.write_json(f"{path}.json", {"digest": storage.file_digest(path), "rows": count, "build": build.version})
+            seal(path, {"rows": count, "build": build.version})
         distributed.wait()
         log.info("Fisher information of %d rows of '%s' in %.0f s", count, build.path, time.monotonic() - began)
     anchors = {name: parameter.detach().clone() for name, parameter in trained(encoder).items()}
     return partial(pull, config.strength, anchors, load_file(path, device=str(encoder.device)))
-
-
-def _whole(path: str) -> bool:
-    """Whether the file is there as it was written."""
-    try:
-        return bool(storage.file_digest(path) == storage.read_json(f"{path}.json")["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 @torch.no_grad()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -17,8 +16,8 @@ from datakit.opened import Build
 from trainer.ablation import Report
 from trainer.ablation_report import forest, sentences
 from trainer.base import first_line
-from trainer.curves import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, STYLE, TOP, WIDTH, table, ticks
-from trainer.evaluation.retrieval import Task, load, load_task, unit
+from trainer.curves import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, document, table, ticks
+from trainer.evaluation.retrieval import Task, encoded, load_task, unit
 from trainer.evaluation.scores import FamilyScores, Scores
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -67,20 +66,9 @@ def _read(path: str, kind: type[Kind], what: str) -> Kind:
 
 
 def _page(model: str, found: FamilyScores, parts: Sequence[str]) -> str:
-    style = resources.files("datakit.publish").joinpath("report.css").read_text(encoding="utf-8") + STYLE + _STYLE
-    name = escape(model)
-    other = "" if found.model in (model, f"local/{model}") else f" The scores are those of '{escape(found.model)}'."
-    return "".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            f"<title>{name}</title><style>{style}</style></head><body>",
-            f'<header class="top"><h1>{name}</h1><p class="lead">{found.width} dimensions; {len(found.tasks)} tasks of ',
-            f"{len(found.families)} families, by mteb {escape(found.mteb)}.{other}</p></header><main>",
-            *parts,
-            "</main><footer></footer></body></html>\n",
-        ]
-    )
+    other = "" if found.model in (model, f"local/{model}") else f" The scores are those of '{found.model}'."
+    tasks = f"{len(found.tasks)} tasks of {len(found.families)} families, by mteb {found.mteb}"
+    return document(model, "model", f"{found.width} dimensions; {tasks}.{other}", [f"<style>{_STYLE}</style>", *parts])
 
 
 def _dimensions(found: FamilyScores) -> list[int]:
@@ -169,10 +157,9 @@ def _ablation(found: Report) -> str:
 
 
 def _neighbours(name: str, task: Task, build: Build, dimensions: Sequence[int]) -> str:
-    model = load(name)
-    width = int(model.get_embedding_dimension() or 0)
+    queries, documents = encoded(task, name)
+    width = queries.shape[1]
     shown = sorted({width, min(width, *dimensions)}, reverse=True)
-    queries, documents = _embed(model, task)
     ranked = {each: _ranked(task, unit(queries[:, :each]) @ unit(documents[:, :each]).T) for each in shown}
     cards = []
     for place, (query, _) in enumerate(task.queries):
@@ -187,17 +174,6 @@ def _neighbours(name: str, task: Task, build: Build, dimensions: Sequence[int]) 
     )
 
 
-def _embed(model: Any, task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of queries, each with its category's prompt where the model has one, and of documents: as they are evaluated."""
-    prompts = [model.prompts.get(category, model.prompts.get("query", "")) for category in task.categories]
-    queries = [
-        model.encode([text], prompt=prompt, show_progress_bar=False)[0]
-        for (text, _), prompt in zip(task.queries, prompts, strict=True)
-    ]
-    documents = model.encode_document([text for text, _ in task.documents], show_progress_bar=False)
-    return np.stack(queries), np.asarray(documents)
-
-
 def _ranked(task: Task, cosines: np.ndarray) -> list[list[tuple[int, float]]]:
     """For each query its documents and their cosines, nearest first; where a query has candidates, these alone."""
     found = []
@@ -210,12 +186,12 @@ def _ranked(task: Task, cosines: np.ndarray) -> list[list[tuple[int, float]]]:
 
 def _nearest(task: Task, ranked: Sequence[tuple[int, float]], relevant: set[int]) -> str:
     items = []
-    for document, cosine in ranked[:NEAREST]:
-        marked = ' class="positive"' if document in relevant else ""
-        sign = "✓ positive, " if document in relevant else ""
-        text = escape(_cut(task.documents[document][0]))
+    for number, cosine in ranked[:NEAREST]:
+        marked = ' class="positive"' if number in relevant else ""
+        sign = "✓ positive, " if number in relevant else ""
+        text = escape(_cut(task.documents[number][0]))
         items.append(f'<li{marked}>{text} <span class="quiet num">({sign}{cosine:.3f})</span></li>')
-    first = next((place for place, (document, _) in enumerate(ranked, 1) if document in relevant), None)
+    first = next((place for place, (number, _) in enumerate(ranked, 1) if number in relevant), None)
     below = f'<p class="quiet small">The first positive is at rank {first:,}.</p>' if first and first > NEAREST else ""
     return f"<ol>{''.join(items)}</ol>{below}"
 

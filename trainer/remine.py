@@ -32,6 +32,7 @@ from datakit.recipe import DenseMiner, Screen
 from datakit.schema import NEGATIVE
 from trainer import distributed
 from trainer.batch import ranks
+from trainer.checkpoint import seal, sealed
 from trainer.config import Remine
 from trainer.data import TrainingRows, has_score
 from trainer.model import Encoder
@@ -75,14 +76,14 @@ def renew(step: int, folder: str, encoder: Encoder, rows: TrainingRows) -> dict[
     path = path_of(folder, begins)
     for leftover in Path(os.path.dirname(path)).glob("*.tmp"):
         leftover.unlink(missing_ok=True)  # another process may have done it
-    if (told := whole(path)) is None:
+    if (told := sealed(path)) is None:
         assert step == begins, "a checkpoint without its negatives is left out"
         log.info("Mining negatives for %d rows with the weights after step %d", len(rows), step)
         table, told = mine(rows, encoder, config)  # by all processes together
         if distributed.rank() == 0:
             with storage.atomic(path) as file:
                 np.save(file, table)
-            storage.write_json(f"{path}.json", {"digest": storage.file_digest(path), "told": told})
+            seal(path, told)
         distributed.wait()
     rows.round = Round(begins, np.load(path, mmap_mode="r"))
     return told if step == begins else {}
@@ -93,21 +94,11 @@ def lacking(step: int, folder: str, config: Remine | None) -> str | None:
     if config is None or step < config.every or step % config.every == 0:
         return None
     path = path_of(folder, step - step % config.every)
-    return None if whole(path) is not None else f"the negatives that it goes on with, '{path}', are missing or changed"
+    return None if sealed(path) is not None else f"the negatives that it goes on with, '{path}', are missing or changed"
 
 
 def path_of(folder: str, step: int) -> str:
     return os.path.join(folder, "negatives", f"{step:08d}.npy")
-
-
-def whole(path: str) -> dict[str, float] | None:
-    """What a round told when it was mined; None where it is not there as it was written."""
-    try:
-        kept = storage.read_json(f"{path}.json")
-        told: dict[str, float] = kept["told"]
-        return told if storage.file_digest(path) == kept["digest"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def texts(rows: TrainingRows, places: np.ndarray) -> list[dict[str, Any]]:

@@ -231,7 +231,7 @@ def test_an_earlier_build_is_named_and_decides_the_run(
         tiny_base, [{"consolidation": {"strength": 1e4, "rows": 8, "build": earlier.path}}], training={"steps": 3}
     )
     run, _ = stages.do(config, toy_build, str(tmp_path / "run"), QUIET)
-    told = json.loads((tmp_path / "run/one/fisher.safetensors.json").read_text())
+    told = json.loads((tmp_path / "run/one/fisher.safetensors.json").read_text())["told"]
     assert (told["rows"], told["build"]) == (8, earlier.version)
     assert open_run(config, toy_build, run.folder).version == run.version
     make_build(toy_rows("earlier", 2)[:20], [row("q", "p")], name="earlier")
