@@ -50,8 +50,8 @@ def lists(rows: TrainingRows, table: np.ndarray) -> list[list[str]]:
 def mixed_rows() -> list[dict[str, Any]]:
     """Rows with what a miner may get wrong: several positives, equal texts, siblings of a document, classes, grades."""
     train = toy_rows()
-    for place in (0, 1, 2, 3, 40):
-        train[place] |= {"document_id": "page"}
+    for place in range(len(train)):
+        train[place] |= {"document_id": f"page {place // 8}"}
     more = train[5]["query"]
     return [
         *train,
