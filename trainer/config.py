@@ -266,6 +266,7 @@ class TrainingConfig(Model):
         False, description="Memory of one chunk, whatever the batch size (Gao et al. 2021, arXiv 2101.06983)."
     )
     activation_checkpointing: bool = Field(False, description="Keeps each layer's input only, and computes the rest again.")
+    compile: bool = Field(False, description="torch.compile of the layers: a minute or more at first, then faster steps on GPUs.")
     chunk_tokens: int | None = Field(None, ge=1, description="Padded tokens that go through the base at once.")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
@@ -356,6 +357,12 @@ class Stage(Model):
     lagging: Lagging | None = Field(None, description="Raises the weights of objectives that lag; they stay when absent.")
     gate: Gate | None = Field(None, description="The next stage follows whatever came out when absent.")
     consolidation: Consolidation | None = Field(None, description="What was learnt before is held by nothing when absent.")
+
+    @model_validator(mode="after")
+    def _compiled_stay(self) -> Self:
+        if self.training.compile and self.layers.dropout:
+            raise ValueError("training.compile is on with layers.dropout; allowed with it: layers that are never left out")
+        return self
 
     @model_validator(mode="after")
     def _mined_are_used(self) -> Self:

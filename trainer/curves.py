@@ -53,6 +53,7 @@ CHARTS = (
     ("Graded pairs", r"cosent|mse", ""),
     ("Triangle", r"triangle(_active)?", "The regulariser, and the share of triangles in which it is active."),
     ("Tokens per second", r"tokens_per_second", ""),
+    ("Utilization", r"utilization", "FLOPs of the step without repeated passes, over what the GPU's data sheet allows."),
 )
 
 

@@ -115,9 +115,7 @@ def spread(encoder: Encoder, parallel: Literal["ddp", "fsdp"]) -> None:
     if encoder.config.embeddings == "sparse":
         raise UserError("training.parallel: fsdp cannot divide model.embeddings: sparse; allowed with it: trained, frozen.")
     encoder.base.get_input_embeddings().sparse = False
-    count = encoder.base.config.num_hidden_layers
-    lists = [each for each in encoder.base.modules() if isinstance(each, nn.ModuleList) and len(each) == count]
-    for module in [*(layer for layers in lists for layer in layers), encoder.base]:
+    for module in [*(encoder.layers or []), encoder.base]:
         # Also the root: between two calls all parameters are divided, wherever they are asked for.
         divided: Any = fully_shard(module, reshard_after_forward=True)
         # Summed, not averaged.

@@ -1,8 +1,6 @@
 """What a run would take: steps, tokens, FLOPs, memory, days and storage, counted from its config, with every assumption said.
 
-FLOPs are those of matrices and attention alone. N parameters beside the token embeddings cost 2 N a token forward, 2 N for the
-gradient of the activations, 2 N for that of the weights (Kaplan et al. 2020, arXiv 2001.08361, 2.1). Attention of width a over s
-tokens costs 4 a s a layer and token forward, and twice that backward (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+FLOPs are those of trainer.flops.
 """
 
 from __future__ import annotations
@@ -15,11 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import transformers
 from rich.console import Group
 from rich.table import Table
-from torch import nn
 
 from datakit.assets import locate
 from datakit.errors import UserError
@@ -27,6 +23,7 @@ from datakit.opened import Build
 from datakit.planning import about
 from trainer.config import Config, ModelConfig, Stage
 from trainer.data import TrainingRows
+from trainer.flops import HARDWARE, Hardware, Shape, counted
 from trainer.matryoshka import BLOCK_ELEMENTS
 from trainer.model import CHUNK_TOKENS, prefix, quiet
 from trainer.run import stage_builds
@@ -42,43 +39,6 @@ BRIEF = (
     "For comparison, the brief gives for 8 A100, by stage: 1B parameters 3, 2, 1 days; 3B 7, 4, 2; 7B 14, 7, 3; and 5-30 GB a "
     "checkpoint."
 )
-
-
-class Hardware(NamedTuple):
-    peak: float  # FLOP/s of dense matrices in bfloat16, on a CPU in float32
-    memory: float  # bytes
-    share: float  # of the peak that is reached
-    source: str
-    numbers: str = "bfloat16"
-
-
-_PACKED = "MosaicML reached {} with packed texts (llm-foundry, 1B, 512 tokens)"
-HARDWARE = {
-    "a100": Hardware(312e12, 80e9, 0.4, f"NVIDIA's data sheet, SXM, 80 GB; {_PACKED.format('61%')}"),
-    "h100": Hardware(989.5e12, 80e9, 0.3, f"NVIDIA's data sheet, SXM: 1,979 with sparsity; {_PACKED.format('43%')}"),
-    "h200": Hardware(989.5e12, 141e9, 0.3, "NVIDIA's data sheet, SXM: 1,979 with sparsity; the share is that of the H100"),
-    "l4": Hardware(121e12, 24e9, 0.4, "NVIDIA's data sheet: 242 with sparsity; the share is a guess"),
-    "rtx4090": Hardware(165.2e12, 24e9, 0.4, "NVIDIA's Ada GPU architecture, appendix A; the share is a guess"),
-    "cpu": Hardware(
-        78.4e9, 4e9, 0.6, "a core of AMD's EPYC 7763: 2.45 GHz, 32 FLOP a cycle; 4 GB, and the share, are guesses", "float32"
-    ),
-}
-
-
-class Shape(NamedTuple):
-    """A transformer, as far as its cost goes."""
-
-    matrices: int  # parameters beside the token embeddings
-    embeddings: int
-    layers: int
-    hidden: int
-    attention: int  # heads times the dimension of a head
-    feed_forward: int
-    adapters: int  # parameters of LoRA at rank 1
-
-    def forward(self, length: float) -> float:
-        """FLOPs of a token in a text of `length` tokens."""
-        return 2.0 * self.matrices + self.layers * 4 * self.attention * length
 
 
 class Amount(NamedTuple):
@@ -300,21 +260,6 @@ def typical(parameters: float) -> Shape:
     hidden = round((128 * parameters / 12) ** (1 / 3))
     layers = max(1, round(hidden / 128))
     return Shape(round(parameters), 0, layers, hidden, hidden, 8 * hidden // 3, 19 * hidden * layers)
-
-
-def counted(settings: Any, targets: tuple[str, ...] = ()) -> Shape:
-    """The shape of a config of transformers. BERT's pooler takes no part. `targets`: what LoRA adapts; all where empty."""
-    with quiet(), torch.device("meta"):
-        base = transformers.AutoModel.from_config(settings)
-    embeddings = sum(each.weight.numel() for each in base.modules() if isinstance(each, nn.Embedding))
-    whole = sum(each.numel() for name, each in base.named_parameters() if not name.startswith("pooler."))
-    layers, hidden, heads = settings.num_hidden_layers, settings.hidden_size, settings.num_attention_heads
-    attention = heads * (getattr(settings, "head_dim", None) or hidden // heads)
-    linear = [
-        each for name, each in base.named_modules() if isinstance(each, nn.Linear) and (not targets or name.endswith(targets))
-    ]
-    adapters = sum(each.in_features + each.out_features for each in linear)
-    return Shape(whole - embeddings, embeddings, layers, hidden, attention, settings.intermediate_size, adapters)
 
 
 def local(loader: Any, name: str, model: ModelConfig | None = None) -> Any:

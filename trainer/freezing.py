@@ -32,13 +32,12 @@ def freeze(encoder: Encoder, config: Layers) -> None:
     """
     if not config.frozen and not config.dropout:
         return
-    count = encoder.base.config.num_hidden_layers
-    layers = next((each for each in encoder.base.modules() if isinstance(each, nn.ModuleList) and len(each) == count), None)
-    if layers is None:
+    if (layers := encoder.layers) is None:
         raise UserError(
-            f"The base '{encoder.config.base}' does not show which its {count} layers are: leave layers.frozen and "
-            "layers.dropout of the stages out."
+            f"The base '{encoder.config.base}' does not show which its layers are: leave layers.frozen and layers.dropout of the "
+            "stages out."
         )
+    count = len(layers)
     lowest = min(int(config.frozen * count + 0.5), count - 1)
     if config.frozen:
         first = {id(each) for each in layers[lowest].parameters()}

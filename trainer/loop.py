@@ -22,6 +22,7 @@ from trainer.batch import Batch
 from trainer.config import Config, OptimizerConfig, Stage
 from trainer.data import TrainingRows
 from trainer.evaluation.retrieval import Task, measure
+from trainer.flops import meter
 from trainer.losses import Statistics, Targets, batch_loss
 from trainer.model import Encoder
 from trainer.progress import training_progress
@@ -30,6 +31,8 @@ from trainer.schedule import State, diverged, measured, rate, with_loss
 from trainer.teacher import Teacher
 
 log = logging.getLogger(__name__)
+
+COUNTS = ("tokens", "pairs")  # of a batch, added up over those of a step; all other statistics are means
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,13 @@ def train(job: Job, console: Console) -> int:
         log.info("Going on after step %d of %d of '%s'", done, steps, job.stage.name)
     journal = Journal(os.path.join(job.folder, "log.jsonl"), done) if main else None
     board = os.path.join(job.folder, "tensorboard") if config.tensorboard and main else None
+    speed = meter(job.encoder)
     with training_progress(console, steps, done, config.log_every, job.stage.name, board) as advance:
         for step in range(done, steps):
             mined = remine.renew(step, job.folder, job.encoder, job.rows)
             began = time.monotonic()
             state, statistics = take_step(step, job, state, optimizers, scaler)
-            statistics["tokens_per_second"] = statistics["tokens"] / (time.monotonic() - began)
+            statistics |= speed(statistics["tokens"], statistics.pop("pairs"), time.monotonic() - began)
             if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
                 results = measure(job.encoder, job.task, job.dimensions)
                 scores = {dimension: distributed.agreed(each.score) for dimension, each in results.items()}
@@ -153,8 +157,7 @@ def take_step(
     if scaler.is_enabled():
         statistics |= {"scale": scaler.get_scale(), "left_out": float(overflow)}
         scaler.update()
-    tokens = sum(each["tokens"].item() for each in found)
-    counts = {"epoch": epoch, "rows": rows, "tokens": tokens}
+    counts = {"epoch": epoch, "rows": rows, **{name: sum(each[name].item() for each in found) for name in COUNTS}}
     statistics |= {f"weight_{name}": weight for name, weight in weights.items()}
     return state, {**counts, "rate": learning_rate, "temperature": state.temperature, **statistics}
 
@@ -177,7 +180,7 @@ def backward(batch: Batch, share: float, seed: int, job: Job, temperature: float
         statistics[f"loss_{batch.objective}"] = statistics["loss"]
     if batch.difficulty is not None:
         statistics["difficulty"] = torch.tensor(batch.difficulty)
-    return {**statistics, "tokens": torch.tensor(float(tokens.count))}
+    return {**statistics, "tokens": torch.tensor(float(tokens.count)), "pairs": torch.tensor(float(tokens.pairs))}
 
 
 def targets_of(batch: Batch, teacher: Teacher | None, device: torch.device) -> Targets:
@@ -207,7 +210,7 @@ def targets_of(batch: Batch, teacher: Teacher | None, device: torch.device) -> T
 def mean_over_rows(found: Sequence[Statistics], rows: Sequence[int]) -> dict[str, float]:
     """The mean of each statistic over the rows of the batches that have it."""
     result = {}
-    for name in dict.fromkeys(name for each in found for name in each if name != "tokens"):
+    for name in dict.fromkeys(name for each in found for name in each if name not in COUNTS):
         values = [(each[name].item(), count) for each, count in zip(found, rows, strict=True) if name in each]
         result[name] = sum(value * count for value, count in values) / sum(count for _, count in values)
     return result

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -50,6 +52,11 @@ class Tokens:
         """Tokens of all texts, padding not among them."""
         return sum(map(len, self.ids))
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of tokens of one text."""
+        return sum(len(each) ** 2 for each in self.ids)
+
 
 class Encoder(nn.Module):
     """Texts to vectors. The base computes in `compute`; pooling, projection and norm in float32, in float64 after .double()."""
@@ -90,6 +97,12 @@ class Encoder(nn.Module):
         weight: nn.Parameter = self.base.get_input_embeddings().weight
         return weight
 
+    @property
+    def layers(self) -> nn.ModuleList | None:
+        """The layers of the base, from the bottom; None where it does not show which they are."""
+        count = self.base.config.num_hidden_layers
+        return next((each for each in self.base.modules() if isinstance(each, nn.ModuleList) and len(each) == count), None)
+
     def query_text(self, text: str, instruction: str | None) -> Prompted:
         return Prompted(prefix(self.config.query_prefix, instruction), text)
 
@@ -105,6 +118,20 @@ class Encoder(nn.Module):
             self.base.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": True})
         except ValueError as error:
             raise UserError(f"training.activation_checkpointing: the base cannot do it: {first_line(error)}") from error
+
+    def compile_layers(self) -> None:
+        """Compiles the layers (torch.compile), which are all alike, when they are first used. Dropout draws what it drew before.
+
+        Raises UserError where there is no compiler for the CPU's code, or where the base does not show its layers.
+        """
+        if self.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise UserError("training.compile needs a C++ compiler on a CPU, and g++ is not there. Install it, or leave it out.")
+        if self.layers is None:
+            raise UserError(f"training.compile: the base '{self.config.base}' does not show which its layers are. Leave it out.")
+        # Else a pass without gradients, as in gradient caching, drops out other things.
+        torch._inductor.config.fallback_random = True
+        for layer in self.layers:
+            layer.compile(dynamic=True)
 
     def tokenize(self, texts: Sequence[Prompted], max_length: int | None = None) -> Tokens:
         """Tokens of each text, cut to `max_length` (the config's by default), never empty."""

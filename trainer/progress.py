@@ -26,6 +26,7 @@ _WORDS = {
     "temperature": "temperature {:.3g}",
     "rate": "rate {:.1e}",
     "tokens_per_second": "{:,.0f} tokens/s",
+    "utilization": "{:.0%} of the peak",
 }
 
 

@@ -172,6 +172,8 @@ def prepared(config: Config, stage: Stage) -> Encoder:
     encoder.compute = loop.compute_type(stage.training.precision, encoder.device)
     encoder.chunk_tokens = stage.training.chunk_tokens
     encoder.activation_checkpointing(stage.training.activation_checkpointing)
+    if stage.training.compile:
+        encoder.compile_layers()
     return encoder
 
 

@@ -10,6 +10,7 @@ import naive_losses
 import pytest
 import torch
 import transformers
+from torch._dynamo.testing import CompileCounterWithBackend
 from toys import MakeBuild, save_base, tiny_config, toy_rows
 
 from datakit.opened import Build
@@ -124,3 +125,24 @@ def test_in_bfloat16_every_way_gives_the_gradients_of_float32_up_to_rounding(tin
         found = gradients(torch.bfloat16, *way)
         assert not torch.equal(found, expected)
         assert (found - expected).norm() <= 0.05 * expected.norm(), way
+
+
+def test_compiled_layers_give_the_gradients_of_plain_ones(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the graphs that torch traces, without the machine code of inductor, which takes minutes to make."""
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: compiled(self, backend=graphs, **more))
+    found = []
+    for way in ("plain", "compiled"):
+        encoder = encoder_of(base, checkpointing=False)
+        if way == "compiled":
+            encoder.compile_layers()
+        tokens = encoder.tokenize([encoder.query_text("alpha beta " * length, None) for length in (1, 2, 3, 5, 8)])
+        aim = torch.randn(len(tokens), encoder.dimension, generator=torch.Generator().manual_seed(3)).double()
+        gradcache.backward(encoder, tokens, 5, lambda vectors, aim=aim: ((vectors * aim).sum(), {}), cached=True)
+        found.append(collected(encoder))
+    # With and without gradients, with and without a mask, and for one text alone: for all layers and lengths together.
+    assert 2 <= graphs.frame_count <= 6
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6)
