@@ -389,7 +389,7 @@ def proposed(wanted: Sweep, trials: Sequence[Trial]) -> Values:
     seed = int(digest("trial", str(wanted.seed), str(len(trials) + 1))[:8], 16)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     study.add_trials(frozen(wanted, trials))
-    asked = study.ask({path: parameter.distribution() for path, parameter in wanted.space.items()})
+    asked = study.ask({path: parameter.distribution() for path, parameter in sorted(wanted.space.items())})
     return {path: asked.params[path] for path in wanted.space}
 
 
