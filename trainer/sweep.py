@@ -59,7 +59,8 @@ class Parameter(Model):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if self.choices is not None:
-            if self.model_fields_set != {"choices"} or len(set(self.choices)) < len(self.choices):
+            others = (self.low, self.high, self.log, self.int, self.step)
+            if others != (None, None, False, False, None) or len(set(self.choices)) < len(self.choices):
                 raise ValueError(f"choices are {self.choices}; allowed: different ones, with no other key beside them")
             return self
         if self.low is None or self.high is None:

@@ -169,24 +169,26 @@ def test_what_differs_is_refused_in_the_same_folder(files: Path, tiny_base: str)
 
 
 def test_a_trial_that_diverges_is_told_and_the_sweep_goes_on(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # At such a temperature float32 overflows. The run file's own one, 0.05, lies outside.
-    write_sweep(files, space={TEMPERATURE: {"choices": [1e-37, 0.1]}}, trials=4, metric={"dimension": 8})
+    # At the two low temperatures float32 overflows.
+    space = {RATE: {"low": 0.01, "high": 0.02}, TEMPERATURE: {"choices": [0.05, 1e-37, 1e-38]}}
+    write_sweep(files, space=space, trials=4, metric={"dimension": 8})
     report = do(files)
     failed = [each for each in report.trials if each.failed]
-    assert {each.values[TEMPERATURE] for each in failed} == {1e-37}
-    assert {each.values[TEMPERATURE] for each in report.ranked} == {0.1}
+    assert failed
+    assert {each.values[TEMPERATURE] for each in failed} <= {1e-37, 1e-38}
+    assert {each.values[TEMPERATURE] for each in report.ranked} == {0.05}
     for each in failed:
         assert each.failed is not None
         assert each.failed.startswith("Step 1 of stage 'second': the loss is ")
         assert (files / f"out/trials/{each.number}/second/failed-batch.json").is_file()
-    assert report.outside == [TEMPERATURE]
+    assert report.outside == [RATE]
     page, console = (files / "out/sweep.html").read_text(), Console(width=200)
     with console.capture() as captured:
         console.print(tables(report))
     shown = captured.get()
     assert "Step 1 of stage" in page
     assert f"{len(failed)} of them failed" in page
-    assert f"Trial {failed[0].number} failed (temperature 1e-37)" in shown
+    assert f"Trial {failed[0].number} failed (learning_rate 0.01" in shown
 
     # A full disk is no property of the values.
     shutil.rmtree(files / "out/trials/4")
