@@ -43,8 +43,8 @@ def hyperbolic(a: Tensor, b: Tensor, curvature: float = 1.0) -> Tensor:
     """The distances [n, m] of points [n, k] and [m, k], in normal coordinates, of the space of curvature -`curvature`.
 
     With radii r, s (times the root c of the curvature) and an angle t between: cosh(c d) = cosh r cosh s - sinh r sinh s cos t, so
-    sinh^2(c d / 2) = sinh^2((r - s) / 2) + sinh r sinh s sin^2(t / 2). Float32 holds r + s up to 88. The gradient at equal points,
-    and for a point at the origin, is 0.
+    sinh^2(c d / 2) = sinh^2((r - s) / 2) + sinh r sinh s sin^2(t / 2). Float32 holds r + s up to 88, but directions only to
+    1e-7, which at radius r is a distance of 1e-7 e^r. The gradient at equal points, and for a point at the origin, is 0.
     """
     root = curvature**0.5
     r, s = root * a.norm(dim=1)[:, None], root * b.norm(dim=1)[None, :]
