@@ -48,7 +48,7 @@ def test_hyperbolic_distance_agrees_with_the_lorentz_model_and_the_poincare_ball
     a, b = draw(4, width, seed, scale / 4 / c**0.5), draw(5, width, seed + 1, scale / 4 / c**0.5)
     found = hyperbolic(a, b, c)
     x, y = exponential(a, c), exponential(b, c)
-    torch.testing.assert_close(c * (x[:, 1:].square().sum(1) - x[:, 0].square()), torch.full((4,), -1.0, dtype=KIND), atol=1e-6, rtol=0)
+    assert (c * (x[:, 0].square() - x[:, 1:].square().sum(1)) - 1).abs().max() < 1e-6
     product = c * (x[:, :1] * y[:, :1].T - x[:, 1:] @ y[:, 1:].T)
     torch.testing.assert_close(found, torch.arccosh(product.clamp(min=1)) / c**0.5, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found, ball_distances(poincare(a, c), poincare(b, c), c), atol=1e-5, rtol=1e-5)
@@ -62,7 +62,7 @@ def test_the_distance_from_the_origin_is_the_norm_and_in_the_ball_twice_artanh(c
     norms = points.norm(dim=1)
     torch.testing.assert_close(hyperbolic(origin, points, c)[0], norms)
     inside = (1 - torch.arange(1, 7, dtype=KIND) / 10)[:, None] * torch.nn.functional.normalize(points, dim=1) / c**0.5
-    chart = 2 / c**0.5 * torch.artanh(c**0.5 * inside.norm(dim=1, keepdim=True)) * torch.nn.functional.normalize(inside, dim=1)
+    chart = 2 / c**0.5 * torch.atanh(c**0.5 * inside.norm(dim=1, keepdim=True)) * torch.nn.functional.normalize(inside, dim=1)
     torch.testing.assert_close(poincare(chart, c), inside)
 
 
@@ -153,12 +153,12 @@ def test_a_head_learns_a_small_tree(space: Space):
     vectors, (u, v) = torch.eye(13), ancestors.nonzero().T
     candidates = ~(ancestors | torch.eye(13, dtype=torch.bool))[u]
     candidates[torch.arange(len(u)), v] = True
-    head = Head(13, 4, space, seed=3)
+    head = Head(13, 6, space, seed=3)
     optimiser = torch.optim.Adam(head.parameters(), lr=0.03)
-    for _ in range(300):
+    for _ in range(200):
         points = head(vectors)
         optimiser.zero_grad()
-        contrastive(head.distances(points[u], points), v, candidates, 0.2).backward()
+        contrastive(head.distances(points[u], points), v, candidates, 0.1).backward()
         optimiser.step()
     with torch.inference_mode():
         found = head.distances(head(vectors), head(vectors)).fill_diagonal_(torch.inf)

@@ -1,10 +1,11 @@
 """Heads onto three spaces (Euclidean, hyperbolic, spherical), the distances of each, and InfoNCE over distances.
 
-The hyperbolic space is that of Nickel & Kiela (2017, arXiv 1705.08039, the Poincaré ball; 2018, arXiv 1806.03417, the Lorentz model).
-Neither is good to compute in: in the ball float32 cannot tell a point from the boundary beyond a distance of 17 from the origin, and
-the product of the Lorentz model is a difference of large numbers. So a point is kept as the vector whose exponential map at the
-origin it is (its normal coordinates; Mishne et al. 2023, arXiv 2211.00181), and the distance is the law of cosines as a sum of terms
-that are not negative. Parameters are then ordinary vectors, and the optimiser need not know the space.
+The hyperbolic space has two usual models, the Poincaré ball (Nickel & Kiela 2017, arXiv 1705.08039) and the Lorentz model
+(Nickel & Kiela 2018, arXiv 1806.03417). Neither is good to compute in: in the ball float32 cannot tell a point from the boundary
+beyond a distance of 17 from the origin, and the product of the Lorentz model is a difference of large numbers. So a point is kept
+as the vector whose exponential map at the origin it is (its normal coordinates; Mishne et al. 2023, arXiv 2211.00181), and the
+distance is the law of cosines as a sum of terms that are not negative. Parameters are then ordinary vectors: the optimiser need
+not know the space.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def spherical(a: Tensor, b: Tensor, curvature: float = 1.0) -> Tensor:
 def hyperbolic(a: Tensor, b: Tensor, curvature: float = 1.0) -> Tensor:
     """The distances [n, m] of points [n, k] and [m, k], in normal coordinates, of the space of curvature -`curvature`.
 
-    With radii r, s (times the root c of the curvature) and an angle t between: cosh(c d) = cosh r cosh s - sinh r sinh s cos t, so
+    With radii r, s (times c, the root of the curvature) and the angle t: cosh(c d) = cosh r cosh s - sinh r sinh s cos t, that is
     sinh^2(c d / 2) = sinh^2((r - s) / 2) + sinh r sinh s sin^2(t / 2). Float32 holds r + s up to 88, but directions only to
     1e-7, which at radius r is a distance of 1e-7 e^r. The gradient at equal points, and for a point at the origin, is 0.
     """
@@ -61,8 +62,8 @@ DISTANCES = {"euclidean": euclidean, "hyperbolic": hyperbolic, "spherical": sphe
 def exponential(points: Tensor, curvature: float = 1.0) -> Tensor:
     """Points [n, k] in normal coordinates as those of the hyperboloid [n, k + 1], time first: the exponential map at its origin.
 
-    (cosh(c |v|), sinh(c |v|) v / |v|) / c with c the root of the curvature. The rest over 1 + c time is the point of the Poincaré ball
-    of radius 1 / c, tanh(c |v| / 2) v / (c |v|): in the convention of Ganea et al. (2018, arXiv 1805.09112) their map of v / 2.
+    (cosh(c |v|), sinh(c |v|) v / |v|) / c with c the root of the curvature. The rest over 1 + c time is the point of the Poincaré
+    ball of radius 1 / c, tanh(c |v| / 2) v / (c |v|): the map of v / 2 in the convention of Ganea et al. 2018, arXiv 1805.09112.
     """
     root = curvature**0.5
     radii = root * points.norm(dim=1, keepdim=True)
