@@ -242,6 +242,32 @@ def ablate(
 
 
 @app.command()
+def sweep(
+    config: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, such as mixtures/quickstart-sweep.yaml.")],
+    data: BuildPath = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Default: sweeps/NAME.")] = None,
+) -> None:
+    """Search values of a run file, such as learning rate and temperature, for the best dev metric (extra: sweep).
+
+    The same command goes on where it was stopped, or with more trials.
+
+    DIR/best.yaml   the run file with the best values, for [bold]trainer run[/bold]
+    DIR/sweep.html  score by trial, each parameter against the score, importance, failed trials
+    DIR/trials/N/   an ordinary run
+    """
+    from trainer.sweep import sweep as swept
+    from trainer.sweep_report import tables
+
+    try:
+        folder, report = swept(config, data, output, err)
+    except KeyboardInterrupt:
+        err.print("Interrupted. The same command goes on.")
+        raise
+    out.print(tables(report))
+    out.print(f"{folder}/sweep.html", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
 def loop(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A mixture file, with mixture.total.")],
     config: ConfigPath,
