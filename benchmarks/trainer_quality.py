@@ -38,6 +38,7 @@ LENGTH, TEST_LENGTH = 64, 128
 SETS = ["stsb-en", "scifact", "cranfield", "cosqa", "banking77"]
 PARTS = ["stages", "plain", "similarity", "peer", "switches"]
 STEPS = (150, 20, 350)
+STEPS_OF_PEER = 10_000  # more than there is time for
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -200,6 +201,7 @@ def peer(work: Path, build: Path, base: Path, seconds: float) -> None:
     from transformers import TrainerCallback
 
     from trainer.loop import compute_type
+    from trainer.schedule import rate
 
     folder = work / "models" / "peer" / "model"
     if folder.is_dir():
@@ -213,37 +215,39 @@ def peer(work: Path, build: Path, base: Path, seconds: float) -> None:
         for key, part in sorted(frame.group_by("category"), key=lambda each: str(each[0]))
     }
 
-    class Watch(TrainerCallback):
-        started = 0.0
+    began = 0.0
 
+    def passed() -> float:
+        return (time.monotonic() - began) / seconds
+
+    class Watch(TrainerCallback):
         def on_train_begin(self, *arguments: Any, **more: Any) -> None:
-            self.started = time.monotonic()
+            nonlocal began
+            began = time.monotonic()
 
         def on_step_end(self, arguments: Any, state: Any, control: Any, **more: Any) -> None:
-            control.should_training_stop = time.monotonic() - self.started > limit
+            control.should_training_stop = passed() >= 1
 
-    def train(steps: int) -> tuple[SentenceTransformer, float]:
-        model = SentenceTransformer(str(base.resolve()), device="cpu")
-        model.max_seq_length = LENGTH
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=str(work / "peer"), per_device_train_batch_size=64, max_steps=steps, learning_rate=5e-4, warmup_steps=0.1,
-            lr_scheduler_type="cosine", report_to="none", save_strategy="no", logging_steps=50, disable_tqdm=True, use_cpu=True,
-            batch_sampler="no_duplicates", multi_dataset_batch_sampler="proportional", seed=7, bf16=bf16,
-        )  # fmt: skip
-        loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), PREFIXES)
-        began = time.monotonic()
-        SentenceTransformerTrainer(
-            model=model, args=arguments, train_dataset=datasets.DatasetDict(parts), loss=loss, callbacks=[Watch()]
-        ).train()
-        return model, time.monotonic() - began
-
-    # As ours: in bfloat16 where the machine is faster in it.
+    # As ours: in bfloat16 where the machine is faster in it, with warm-up and cosine, over time, as steps are not known before.
     bf16 = compute_type("auto", torch.device("cpu")) == torch.bfloat16
-    limit = float("inf")
-    _, taken = train(12)
-    limit = seconds
-    model, spent = train(int(seconds / (taken / 12)))
-    print(f"sentence-transformers: {taken / 12:.2f} s a step, {spent:.0f} s")
+    model = SentenceTransformer(str(base.resolve()), device="cpu")
+    model.max_seq_length = LENGTH
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(work / "peer"), per_device_train_batch_size=64, max_steps=STEPS_OF_PEER, learning_rate=5e-4,
+        report_to="none", save_strategy="no", logging_steps=25, disable_tqdm=True, use_cpu=True, batch_sampler="no_duplicates",
+        multi_dataset_batch_sampler="proportional", seed=7, bf16=bf16,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate(int(passed() * STEPS_OF_PEER) if step else 0, STEPS_OF_PEER, warmup=0.1, floor=0.0)
+    )
+    loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), PREFIXES)
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=datasets.DatasetDict(parts), loss=loss, callbacks=[Watch()],
+        optimizers=(optimizer, schedule),
+    )  # fmt: skip
+    trainer.train()
+    print(f"sentence-transformers: {trainer.state.global_step} steps in {time.monotonic() - began:.0f} s", flush=True)
     model.max_seq_length = TEST_LENGTH
     model.save(str(folder))
 
