@@ -38,7 +38,7 @@ def spherical(a: Tensor, b: Tensor, curvature: float = 1.0) -> Tensor:
     2 atan2(|a - b|, |a + b|) (Kahan 2006, "How Futile are Mindless Assessments of Roundoff"): arccos of the cosine is wrong in
     half the digits near 0 and pi, and has no gradient there.
     """
-    return 2 * torch.atan2(norms_apart(a, b), norms_apart(a, -b)) / curvature**0.5
+    return torch.atan2(norms_apart(a, b), norms_apart(a, -b)).mul(2 / curvature**0.5)
 
 
 def hyperbolic(a: Tensor, b: Tensor, curvature: float = 1.0) -> Tensor:
