@@ -10,7 +10,7 @@ heads: texts are encoded once by all-MiniLM-L6-v2; a linear layer onto k numbers
 nodes that are not held out, and asked for the ancestors of those that are, among all nodes: mean average precision (MAP).
 free: a point for each node, no text, trained on all pairs and asked for the same: the reconstruction of Nickel & Kiela (2017).
 
-Beside the three spaces stands the inner product of the same layer: no distance, but like the hyperbolic one it lets a norm say how
+Beside the three spaces stands the inner product of the same layer: no distance, but as in the hyperbolic one a norm can say how
 general a node is.
 
 Loss: InfoNCE over -distance / temperature, negatives of the batch and drawn ones, Adam. Learning rate and temperature are chosen
