@@ -266,7 +266,7 @@ class TrainingConfig(Model):
         False, description="Memory of one chunk, whatever the batch size (Gao et al. 2021, arXiv 2101.06983)."
     )
     activation_checkpointing: bool = Field(False, description="Keeps each layer's input only, and computes the rest again.")
-    compile: bool = Field(False, description="torch.compile of the layers: a minute or more at first, then faster steps on GPUs.")
+    compile: bool = Field(False, description="torch.compile of the layers: a minute or more at first. Meant for GPUs.")
     chunk_tokens: int | None = Field(None, ge=1, description="Padded tokens that go through the base at once.")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
@@ -281,6 +281,14 @@ class TrainingConfig(Model):
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("steps and epochs: give one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_alone(self) -> Self:
+        if self.compile and (self.activation_checkpointing or self.parallel == "fsdp"):
+            raise ValueError(
+                "compile is on with activation_checkpointing or parallel: fsdp; allowed: neither; it was never tried"
+            )
         return self
 
     @model_validator(mode="after")

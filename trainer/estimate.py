@@ -23,7 +23,7 @@ from datakit.opened import Build
 from datakit.planning import about
 from trainer.config import Config, ModelConfig, Stage
 from trainer.data import TrainingRows
-from trainer.flops import HARDWARE, Hardware, Shape, counted
+from trainer.flops import HARDWARE, Hardware, Shape, counted, step_flops
 from trainer.matryoshka import BLOCK_ELEMENTS
 from trainer.model import CHUNK_TOKENS, prefix, quiet
 from trainer.run import stage_builds
@@ -162,9 +162,9 @@ def cost(
     width, documents = config.model.projection or shape.hidden, rows * (amount.texts / amount.rows - 1)
     forward, passes = shape.forward(amount.length), 1 + training.gradient_cache + training.activation_checkpointing
     matrices, embeddings = trained(config.model, shape)
-    backward = 2 * forward - 2 * shape.matrices + 2 * matrices
     pairs = rows * documents + (rows * (rows + documents) if stage.loss.form == "qwen3" else 0)
-    flops = amount.tokens * (passes * forward + backward) + amount.rows / rows * 6 * pairs * width
+    flops = step_flops(shape, matrices, amount.tokens, amount.tokens * amount.length) + amount.tokens * (passes - 1) * forward
+    flops += amount.rows / rows * 6 * pairs * width
     flops += amount.once * teacher.forward(amount.length) if teacher else 0.0
 
     kind = "float32" if training.precision == "float32" else device.numbers

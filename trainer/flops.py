@@ -92,20 +92,20 @@ def step_flops(shape: Shape, trained: int, tokens: float, pairs: float) -> float
     `trained` of the parameters beside the token embeddings have gradients. Passes repeated to save memory are not among these, so
     that over seconds and peak this is the model FLOPs utilization (Chowdhery et al. 2022, appendix B).
     """
-    forward = 2.0 * shape.matrices * tokens + shape.layers * 4.0 * shape.attention * pairs
+    forward = tokens * shape.forward(pairs / tokens)
     return 3 * forward - 2.0 * (shape.matrices - trained) * tokens
 
 
 def meter(encoder: Encoder) -> Callable[[float, float, float], dict[str, float]]:
     """Gives a function of a step's tokens, pairs and seconds: tokens a second, and on a known GPU the utilization."""
-    peak, shape = peak_of(encoder.device, encoder.compute), counted(encoder.base.config)
+    if (peak := peak_of(encoder.device, encoder.compute)) is None:
+        return lambda tokens, pairs, seconds: {"tokens_per_second": tokens / seconds}
+    shape, whole = counted(encoder.base.config), peak * distributed.world()
     weights = (value for value in encoder.base.parameters() if value is not encoder.embedding_parameter)
     trained = sum(value.numel() for value in weights if value.requires_grad)
 
     def speed(tokens: float, pairs: float, seconds: float) -> dict[str, float]:
-        found = {"tokens_per_second": tokens / seconds}
-        if peak is not None:
-            found["utilization"] = step_flops(shape, trained, tokens, pairs) / seconds / (peak * distributed.world())
-        return found
+        share = step_flops(shape, trained, tokens, pairs) / seconds / whole
+        return {"tokens_per_second": tokens / seconds, "utilization": share}
 
     return speed
