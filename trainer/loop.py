@@ -272,9 +272,10 @@ def make_optimizers(encoder: Encoder, config: OptimizerConfig) -> list[torch.opt
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where there are matrix units for it: on GPUs that have it, and on CPUs with AMX. Elsewhere it is slower."""
+    """auto: bfloat16 on GPUs that have it, and on CPUs that multiply it (AMX, or AVX-512 BF16). Elsewhere it is slower."""
     if precision == "auto":
-        # Has no public name in all releases of torch that are allowed.
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        # These have no public names in all releases of torch that are allowed.
+        on_cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else on_cpu
         precision = "bfloat16" if fast else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
