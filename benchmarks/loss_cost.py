@@ -21,7 +21,7 @@ import time
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from trainer.config import LossConfig
+from trainer.config_loss import LossConfig
 from trainer.losses import Targets, batch_loss
 
 WIDTH = 576

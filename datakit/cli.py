@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from datakit.errors import UserError, run_command_line
+from datakit.evalset.commands import app as evalset
+from datakit.quality_commands import app as quality
 from datakit.terminal import console, set_up_logging
 
 app = typer.Typer(
@@ -360,129 +362,8 @@ def init(
     out.print(f"Wrote {path}. Next: datakit validate {path}; datakit plan {path}; datakit build {path}", highlight=False)
 
 
-@app.command()
-def evalset(
-    build: BuildPath,
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder to write: a BEIR set, and the pairs to label.")],
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of a query and its document; 1,000 to 5,000 are usual.")] = 1000,
-    negatives: Annotated[int, typer.Option(min=1, help="Most hard negatives of a query.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of what is drawn, and of the order in which it is labelled.")] = 0,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Also of negatives that were not screened and judged.")
-    ] = False,
-) -> None:
-    """Draw an evaluation set from the held-out documents of a build, with hard negatives, ready to be labelled."""
-    from datakit.evalset.draw import make
-    from datakit.opened import open_build
-
-    facts = make(open_build(build), output, pairs, negatives, seed, unverified)
-    left_out = ", ".join(f"{reason} {count:,}" for reason, count in facts["left_out"]["rows"].items()) or "none"
-    out.print(
-        f"Wrote {output}: {facts['pairs']:,} pairs of {facts['queries']:,} queries, {facts['hard_negatives']:,} hard negatives.\n"
-        f"Validation rows left out: {left_out}.\n"
-        f"Label it: datakit annotate {output} --annotator NAME\n"
-        "Keep it out of other builds: decontamination: {sets: [{type: beir, path: " + output + ", texts: both}]}",
-        soft_wrap=True, highlight=False, markup=False,
-    )  # fmt: skip
-
-
-EvalsetFolder = Annotated[str, typer.Argument(metavar="FOLDER", help="What `datakit evalset` wrote.")]
-
-
-@app.command()
-def annotate(
-    folder: EvalsetFolder,
-    annotator: Annotated[str, typer.Option(help="Who labels: the labels go to labels-NAME.jsonl.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page. Default: any that is free.")] = 0,
-) -> None:
-    """Label pairs with the keyboard, in a page that only this machine can open. What is labelled is kept; go on at any time."""
-    from datakit.evalset import labels
-    from datakit.evalset.serve import server
-
-    pairs = labels.pairs_of(folder)
-    with labels.opened(labels.file_of(folder, annotator), {each["pair"] for each in pairs}) as given:
-        place, address = server(pairs, given, annotator, port)
-        out.print(f"{address}\nOpen this page. End with Ctrl+C.", soft_wrap=True, highlight=False)
-        try:
-            place.serve_forever()
-        except KeyboardInterrupt:
-            out.print(
-                f"{len(given.grades):,} of {len(pairs):,} pairs are labelled. Figures: datakit agreement {folder}", soft_wrap=True
-            )
-        finally:
-            place.server_close()
-
-
-@app.command()
-def agreement(folder: EvalsetFolder) -> None:
-    """Read labels back: agreement of annotators, false negatives, and judgements for evaluations (qrels/annotated.tsv)."""
-    from datakit.evalset.agreement import agreement as figures
-    from datakit.evalset.agreement import shown
-
-    out.print(shown(folder, figures(folder)), highlight=False)
-
-
-quality_app = typer.Typer(help="Train a quality classifier, and score files with one.", no_args_is_help=True)
-app.add_typer(quality_app, name="quality")
-
-
-@quality_app.command(name="train")
-def quality_train(
-    rows: Annotated[list[str], typer.Argument(metavar="BUILD|FILE...", help="A build, or Parquet and JSONL files.")],
-    labels: Annotated[
-        list[str],
-        typer.Option(
-            help="judge: a judge's scores. corrupted: good rows, and spoilt copies. rejected: written rows. May be given again."
-        ),
-    ],
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder for model.ftz, its card README.md, and curve.svg.")],
-    test: Annotated[list[str] | None, typer.Option(help="A build whose written rows it is tested on as well.")] = None,
-    query: Annotated[str, typer.Option(help="Column of the query, in files.")] = "query",
-    positive: Annotated[str, typer.Option(help="Column of the positive, in files.")] = "positive",
-    vary: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of good rows that are put otherwise: as questions, in small letters.")
-    ] = 0.0,
-    held_out: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of documents that it is tested on.")] = 0.2,
-    criterion: Annotated[str, typer.Option(help="Of the judge: quality or relevance.")] = "quality",
-    good: Annotated[float, typer.Option(help="A judge's score from which a row is good.")] = 4,
-    poor: Annotated[float, typer.Option(help="A judge's score up to which a row is poor.")] = 2,
-    licence: Annotated[str | None, typer.Option(help="Of the texts, for the card. Default: those of the build.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 17,
-) -> None:
-    """Train a quality classifier (fastText), and measure it on held-out rows. The same rows give the same bytes."""
-    import shlex
-    import sys
-
-    from datakit.filters import quality_card
-    from datakit.filters.quality_train import run
-
-    command = shlex.join(["datakit", *sys.argv[1:]])
-    results = run(
-        rows, labels, output, command, test=test or [], query=query, positive=positive, vary=vary, share=held_out, seed=seed,
-        criterion=criterion, good=good, poor=poor, licence=licence,
-    )  # fmt: skip
-    for result in results:
-        out.print(quality_card.shown(result), highlight=False)
-    out.print(
-        f"Wrote {output}. Use it: {{type: quality_model, model: {output}, threshold: ...}}", soft_wrap=True, highlight=False
-    )
-
-
-@quality_app.command(name="score")
-def quality_score(
-    file: Annotated[str, typer.Argument(help="A Parquet or JSONL file.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="The Parquet file to write: all columns, and `quality`.")],
-    model: Annotated[
-        str, typer.Option(help="A folder that `datakit quality train` wrote. Default: the one that datakit carries.")
-    ] = "package:datakit/filters/quality_default",
-    query: Annotated[str, typer.Option(help="Column of the query.")] = "query",
-    positive: Annotated[str, typer.Option(help="Column of the positive.")] = "positive",
-) -> None:
-    """Score each row of a file: how likely it is good training data, from 0 to 1."""
-    from datakit.filters.quality_train import score_file
-
-    count, mean = score_file(file, model, output, query, positive)
-    out.print(f"Wrote {output}: {count:,} rows, mean quality {mean:.3f}.", soft_wrap=True, highlight=False)
+app.add_typer(evalset)  # without a name: its commands stand beside those above
+app.add_typer(quality, name="quality")
 
 
 @app.callback()

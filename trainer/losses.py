@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.config import Distillation, Focal, LossConfig, Mixing, Triangle
+from trainer.config_loss import Distillation, Focal, LossConfig, Mixing, Triangle
 from trainer.matryoshka import Block, cosine_pairs, in_blocks
 
 Statistics = dict[str, Tensor]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from trainer.config import Annealing
+from trainer.config_loss import Annealing
 
 WINDOW = 20
 

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from datakit import storage
 from trainer import curves
-from trainer.sweep import Parameter, Report, Trial, Value
+from trainer.sweep import Report, Trial
+from trainer.sweep_space import Parameter, Value
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 500, 200, 58, 14, 12, 24
 SHOWN = 10  # trials on the terminal

@@ -20,7 +20,7 @@ from datakit.assets import Assets, locate
 from datakit.errors import BuildError, UserError
 from datakit.schema import digest
 from trainer.batch import Batch, keys, pairs, ranks
-from trainer.config import Distillation
+from trainer.config_loss import Distillation
 from trainer.data import TrainingRows, has_score
 from trainer.model import first_line, quiet
 

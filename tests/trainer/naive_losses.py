@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.config import LossConfig
+from trainer.config_loss import LossConfig
 from trainer.losses import Targets, draw_mixtures
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer import matryoshka
-from trainer.config import Distillation, LossConfig
+from trainer.config_loss import Distillation, LossConfig
 from trainer.losses import Targets, batch_loss, cosent, draw_mixtures, focal_weight
 
 WIDTH = 12

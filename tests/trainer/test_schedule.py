@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import Annealing
+from trainer.config_loss import Annealing
 from trainer.schedule import WINDOW, State, diverged, measured, rate, with_loss
 
 

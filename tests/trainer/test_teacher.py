@@ -19,7 +19,8 @@ from datakit.errors import BuildError, UserError
 from datakit.opened import Build
 from trainer import loop, teacher
 from trainer.batch import Batch
-from trainer.config import Distillation, ModelConfig, Stage
+from trainer.config import ModelConfig, Stage
+from trainer.config_loss import Distillation
 from trainer.data import TrainingRows
 from trainer.model import Encoder, load_encoder
 from trainer.teacher import Teacher
