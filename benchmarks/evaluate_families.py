@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "trainer"))
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--dimension", nargs="+", type=int, default=[], help="default: all that the model has")
     parser.add_argument("--bm25", action="store_true")
     arguments = parser.parse_args()
+    torch.set_float32_matmul_precision("medium")  # of the encoder, not of the metrics; bfloat16 where there are units for it
     if not arguments.data:
         parser.error("give the folder of real data with --data, or in DATAKIT_REAL_DATA")
     os.environ["DATAKIT_REAL_DATA"] = str(Path(arguments.data).resolve())

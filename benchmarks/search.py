@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from datakit import storage
 from datakit.errors import UserError
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=576, help="dimensions of random vectors")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_float32_matmul_precision("medium")  # the encoder's products in bfloat16, where the processor has units for it
     relevant = None
     if chosen.vectors == "random":
         rng, spectrum = np.random.default_rng(0), np.arange(1, chosen.width + 1) ** -0.5
