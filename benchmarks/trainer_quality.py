@@ -265,11 +265,12 @@ CURRICULUM = {"start": 0.2, "end": 0.9, "until": 0.7}
 def switches(work: Path, build: str, sets: Sequence[str]) -> None:
     """Two short stages with every switch on, and each of them turned alone, by `trainer ablate`."""
     first, second = stage("contrastive", 60, 1e-3, 0, PREFIXES), stage(
-        "refined", 40, 2e-4, 2, PREFIXES, **REFERENCE, mixing={}, triangle={"weight": 0.1}, distillation=DISTILLATION
+        "refined", 30, 2e-4, 2, PREFIXES, **REFERENCE, mixing={}, triangle={"weight": 0.1}, distillation=DISTILLATION
     )  # fmt: skip
     second["data"] |= {"batch_size": 32, "curriculum": CURRICULUM}
     settings = config("switches", work, [first, second])
     settings["model"]["max_length"] = LENGTH
+    settings["evaluation"] |= {"queries": 300, "documents": 1000}
     known = yaml.safe_load((ROOT / "mixtures/evaluation-sets.yaml").read_text())["sets"]
     ablation = {
         "run": str(work / "switches-run.yaml"), "build": build, "sets": str(work / "switches-sets.yaml"), "seeds": [0, 1],
