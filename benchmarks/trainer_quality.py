@@ -290,7 +290,7 @@ CURRICULUM = {"start": 0.2, "end": 0.9, "until": 0.7}
 
 
 def switches(data: Path, work: Path, sets: Sequence[str]) -> None:
-    """Two short stages with every switch on, and each of them turned alone, by `trainer ablate`, on fewer rows for the teacher."""
+    """Two short stages with every switch on, and each turned alone, by `trainer ablate`, on fewer rows for the teacher."""
     mixture = {"temperature": 2.0, "total": 4_000, "caps": {"intent": 300, "assistant-intent": 100}}
     build = built({**recipe(data, work), "name": "switches", "mixture": mixture}, work)
     first, second = stage("contrastive", 60, 1e-3, 0, PREFIXES), stage(
