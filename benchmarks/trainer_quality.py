@@ -304,12 +304,10 @@ def switches(data: Path, work: Path, sets: Sequence[str]) -> None:
     ablation = {
         "run": str(work / "switches-run.yaml"), "build": build, "sets": str(work / "switches-sets.yaml"), "seeds": [0, 1],
         "components": [
-            "hard_negatives", "focal",
-            {"name": "gamma-0.5-not-2", "run": {"stages.1.loss.focal.gamma": 2.0}},
-            "mixing",
-            {"name": "false-negative-mask", "run": {"stages.1.loss.false_negative_margin": None}},
+            "hard_negatives", "distillation", "focal", "mixing",
             {"name": "curriculum", "run": {"stages.1.data.curriculum": None}},
-            "distillation",
+            {"name": "false-negative-mask", "run": {"stages.1.loss.false_negative_margin": None}},
+            {"name": "gamma-0.5-not-2", "run": {"stages.1.loss.focal.gamma": 2.0}},
             {"name": "triangle", "run": {"stages.1.loss.triangle": None}},
             "bidirectional",
         ],
