@@ -2,8 +2,8 @@
 
     python benchmarks/padding.py BUILD [--batches 20]
 
-SmolLM2's tokenizer; queries and positives of random rows of a category, as many categories' batches as rows they have. `unsorted`
-is the padding of the same texts in one piece, each as long as the longest: what packing without padding would save over that.
+SmolLM2's tokenizer; queries and positives of random rows of one category a batch, categories drawn by their rows. `unsorted`:
+the same texts in one piece, each padded to the longest.
 """
 
 from __future__ import annotations

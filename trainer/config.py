@@ -159,7 +159,7 @@ class TrainingConfig(Model):
     accumulate: int = Field(1, ge=1, description="Batches of one step. Each has its own in-batch negatives only.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="auto: bfloat16 autocast on GPUs, and CPUs that multiply it (AMX, AVX-512). Similarities are float32 always.",
+        description="auto: bfloat16 autocast on GPUs, and on CPUs with AMX or AVX-512 BF16. Similarities are float32 always.",
     )
     gradient_cache: bool = Field(
         False, description="Memory of one chunk, whatever the batch size (Gao et al. 2021, arXiv 2101.06983)."
