@@ -8,8 +8,8 @@ the variable DATAKIT_REAL_DATA), batches of one set; "medquad" alone. sentence-t
 MultipleNegativesRankingLoss, with our batches or, `own batches`, with its default: rows of all sets in one order by chance.
 Ours computes in what `precision: auto` means on the machine; `bf16` and `float32` say it. Each side is a process of its own; they
 take turns; the first step of each does not count.
-`ours, one dimension`, `ours, compiled` (torch.compile), `ours, cached` (gradient caching), `ours, cached 256` and `1024`: the
-same with another switch or batch.
+`ours, one dimension`, `ours, unpadded` (texts in rows), `ours, compiled` (torch.compile), `ours, cached` (gradient caching),
+`ours, cached 256` and `1024`: the same with another switch or batch.
 Seconds are medians over all steps, rows a second the median over the turns; memory is the peak resident size of the process
 before dev nDCG@10 is measured: that of the validation split (300 queries, 1,000 documents) at 576 and 64 dimensions after these
 steps, all at the same constant rate. A line is printed after each turn, of the turns until then.
@@ -46,10 +46,11 @@ SIDES: dict[str, dict[str, Any]] = {
     "sentence-transformers, own batches": {"own": True},
     "sentence-transformers, own batches, bf16": {"own": True, "precision": "bfloat16"},
     "ours, one dimension": {"dimensions": [576]},
-    "ours, compiled": {"compile": True},
-    "ours, cached": {"cached": True},
-    "ours, cached 256": {"cached": True, "batch": 256},
-    "ours, cached 1024": {"cached": True, "batch": 1024},
+    "ours, unpadded": {"training": {"unpadded": True}},
+    "ours, compiled": {"training": {"compile": True}},
+    "ours, cached": {"training": {"gradient_cache": True}},
+    "ours, cached 256": {"training": {"gradient_cache": True}, "batch": 256},
+    "ours, cached 1024": {"training": {"gradient_cache": True}, "batch": 1024},
 }
 
 
@@ -74,7 +75,7 @@ def built(data: Path, work: Path, chosen: str) -> str:
     return build(Recipe.model_validate(recipe), LocalExecutor(1), QUIET).path
 
 
-def config(batch: int, dimensions: list[int], cached: bool, compiled: bool, precision: str, steps: int) -> Any:
+def config(batch: int, dimensions: list[int], training: dict[str, Any]) -> Any:
     from trainer.config import Config
 
     return Config.model_validate(
@@ -87,9 +88,7 @@ def config(batch: int, dimensions: list[int], cached: bool, compiled: bool, prec
             "stages": [
                 {
                     "name": "one", "data": {"batch_size": batch, "negatives": 0}, "loss": {"dimensions": dimensions},
-                    "optimizer": {"learning_rate": 1e-4}, "training": {
-                        "steps": steps, "gradient_cache": cached, "compile": compiled, "precision": precision,
-                    },
+                    "optimizer": {"learning_rate": 1e-4}, "training": training,
                 }
             ],
         }
@@ -106,8 +105,9 @@ def measure(side: str, path: str, work: Path, steps: int) -> None:
     from trainer.evaluation.retrieval import measure as dev
 
     chosen = SIDES[side]
-    precision, cached, compiled = chosen.get("precision", "auto"), chosen.get("cached", False), chosen.get("compile", False)
-    run = config(chosen.get("batch", 64), chosen.get("dimensions", PREFIXES), cached, compiled, precision, steps)
+    precision = chosen.get("precision", "auto")
+    training = {"steps": steps, "precision": precision, **chosen.get("training", {})}
+    run = config(chosen.get("batch", 64), chosen.get("dimensions", PREFIXES), training)
     stage = run.stages[0]
     encoder = stages.prepared(run, stage)
     rows = TrainingRows(open_build(path), tempfile.gettempdir(), stage, 1)

@@ -166,7 +166,8 @@ class TrainingConfig(Model):
     )
     activation_checkpointing: bool = Field(False, description="Keeps each layer's input only, and computes the rest again.")
     compile: bool = Field(False, description="torch.compile of the layers: a minute or more at first. Meant for GPUs.")
-    chunk_tokens: int | None = Field(None, ge=1, description="Padded tokens that go through the base at once.")
+    unpadded: bool = Field(False, description="The texts of a chunk stand in one row, and attention alone pads them.")
+    chunk_tokens: int | None = Field(None, ge=1, description="Tokens that go through the base at once, padding included.")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description="With several processes (torchrun), which share each batch. ddp: each has the model, gradients are summed. "

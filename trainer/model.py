@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datakit.errors import UserError
 from datakit.schema import digest
-from trainer import distributed
+from trainer import distributed, unpadded
 from trainer.base import first_line, load_base, quiet
 from trainer.config import ModelConfig
 from trainer.freezing import skipping
@@ -69,6 +69,7 @@ class Encoder(nn.Module):
         # float32 means no autocast.
         self.compute: torch.dtype = torch.float32
         self.chunk_tokens: int | None = None
+        self.unpadded = False  # set by trainer.unpadded
         # Which of how many shares of the texts are computed here (trainer.distributed).
         self.share = (0, 1)
         self.projection: nn.Linear | None = None
@@ -158,7 +159,7 @@ class Encoder(nn.Module):
         return self._prefix_lengths[prefix, length]
 
     def chunks(self, tokens: Tokens) -> list[list[int]]:
-        """Numbers of texts that go through the base together: alike in length, at most `chunk_tokens` with padding.
+        """Numbers of texts that go through the base together: alike in length, at most `chunk_tokens`, any padding included.
 
         With several processes this one's part of each chunk, dealt by length. Where it has none, -1: the last text, computed once
         more and not counted, as with FSDP all processes go through the base equally often.
@@ -166,7 +167,9 @@ class Encoder(nn.Module):
         kind = f"{self.device.type} in bfloat16" if self.compute == torch.bfloat16 else self.device.type
         budget = self.chunk_tokens or CHUNK_TOKENS.get(kind, CHUNK_TOKENS.get(self.device.type, CHUNK_TOKENS["cuda"]))
         rank, world = self.share
-        return [chunk[rank::world] or [-1] for chunk in chunks([len(row) for row in tokens.ids], budget, world)]
+        lengths = [len(row) for row in tokens.ids]
+        cut = unpadded.chunks(lengths, budget * world) if self.unpadded else chunks(lengths, budget, world)
+        return [chunk[rank::world] or [-1] for chunk in cut]
 
     def chunk_vectors(self, tokens: Tokens, chunk: Sequence[int], seed: int | None) -> Tensor:
         """Vectors [len(chunk), dimension] of norm 1, of the texts whose numbers stand in `chunk`.
@@ -179,16 +182,15 @@ class Encoder(nn.Module):
         lengths = torch.tensor([len(tokens.ids[number]) for number in chunk])
         skipped = torch.tensor([tokens.skipped[number] for number in chunk])
         rows = [torch.tensor(tokens.ids[number]) for number in chunk]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
-        # Attention is faster without a mask, and it needs none where nothing is padded.
-        mask = None if int(lengths.min()) == ids.shape[1] else (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         layers = skipping(self.droppable, self.layer_dropout, seed if self.training else None)
         autocast = self.compute != torch.float32
         kind = self.compute if autocast else None
-        with torch.autocast(self.device.type, dtype=kind, enabled=autocast), self._attention(ids), layers:
-            hidden = self.base(
-                input_ids=ids.to(self.device), attention_mask=None if mask is None else mask.to(self.device)
-            ).last_hidden_state
+        attention = self._attention(int(lengths.max()))
+        with torch.autocast(self.device.type, dtype=kind, enabled=autocast), attention, layers:
+            if self.unpadded:
+                hidden = unpadded.hidden_states(self.base, rows, self.device)
+            else:
+                hidden = padded_states(self.base, rows, self.tokenizer.pad_token_id, self.device)
         with torch.autocast(self.device.type, enabled=False):
             kind = torch.promote_types(hidden.dtype, torch.float32)
             weights = pooling_weights(self.config.pooling, lengths, skipped).to(self.device, kind)
@@ -197,9 +199,9 @@ class Encoder(nn.Module):
                 vectors = self.projection(vectors)
             return nn.functional.normalize(vectors, dim=1)
 
-    def _attention(self, ids: Tensor) -> AbstractContextManager[None]:
+    def _attention(self, longest: int) -> AbstractContextManager[None]:
         """Torch's fused attention, but plain products where these are faster: for short texts in bfloat16 on CPUs."""
-        short = self.device.type == "cpu" and self.compute == torch.bfloat16 and ids.shape[1] <= 128
+        short = self.device.type == "cpu" and self.compute == torch.bfloat16 and longest <= 128
         # Layers that are computed again for the gradient are so outside of this context, and would not be the same.
         plain = short and not self.base.is_activation_checkpointing
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
@@ -222,6 +224,16 @@ class Encoder(nn.Module):
         vectors = self(tokens).cpu().numpy() if tokens.ids else np.zeros((0, self.dimension), np.float32)
         self.train(was_training)
         return np.asarray(vectors, np.float32)
+
+
+def padded_states(base: Any, rows: list[Tensor], padding: int, device: torch.device) -> Tensor:
+    """The last hidden states [n, longest, width] of n texts of token ids; anything where a text has no token."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    # Attention is faster without a mask, and it needs none where nothing is padded.
+    mask = None if int(lengths.min()) == ids.shape[1] else (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    hidden: Tensor = base(input_ids=ids.to(device), attention_mask=None if mask is None else mask.to(device)).last_hidden_state
+    return hidden
 
 
 def prefix(template: str, instruction: str | None) -> str:

@@ -15,7 +15,7 @@ from datakit import storage
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build, open_build
 from datakit.schema import digest
-from trainer import checkpoint, consolidation, distributed, loop, teacher
+from trainer import checkpoint, consolidation, distributed, loop, teacher, unpadded
 from trainer.config import Config, Stage
 from trainer.data import TrainingRows, no_rows, part_files, usable_blocks
 from trainer.evaluation import objectives, retrieval
@@ -171,6 +171,8 @@ def prepared(config: Config, stage: Stage) -> Encoder:
     freeze(encoder, stage.layers)
     encoder.compute = loop.compute_type(stage.training.precision, encoder.device)
     encoder.chunk_tokens = stage.training.chunk_tokens
+    if stage.training.unpadded:
+        unpadded.turn_on(encoder)
     encoder.activation_checkpointing(stage.training.activation_checkpointing)
     if stage.training.compile:
         encoder.compile_layers()

@@ -27,7 +27,7 @@ from toys import COLOURS, THINGS, MakeBuild, command_line, row, save_base, tiny_
 
 from datakit.errors import UserError
 from datakit.opened import Build, open_build
-from trainer import checkpoint, distributed, loop, stages
+from trainer import checkpoint, distributed, loop, stages, unpadded
 from trainer.config import ModelConfig, Stage
 from trainer.data import TrainingRows
 from trainer.dryrun import pretended
@@ -55,6 +55,8 @@ WAYS: dict[str, tuple[dict[str, Any], str, bool, int]] = {
     "fsdp": ({}, "fsdp", False, 120),
     "fsdp, checkpointing, a chunk for each text": ({"projection": None}, "fsdp", True, 1),
     "fsdp, adapters": ({"lora": {"rank": 2}}, "fsdp", False, 120),
+    "ddp, unpadded": ({}, "ddp", False, 120),
+    "fsdp, unpadded": ({}, "fsdp", False, 120),
 }
 
 
@@ -79,6 +81,8 @@ def encoder_of(base: str, way: str) -> Encoder:
     encoder = load_encoder(ModelConfig.model_validate({"base": base, "max_length": 24, "projection": 16, **config}), seed=1)
     encoder.double().train()
     encoder.chunk_tokens = budget
+    if "unpadded" in way:
+        unpadded.turn_on(encoder)
     encoder.activation_checkpointing(checkpointing)
     return encoder
 

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from toys import MakeBuild, save_base, tiny_config, toy_rows
 
 from datakit.opened import Build
-from trainer import gradcache, loop
+from trainer import gradcache, loop, unpadded
 from trainer.config import ModelConfig, Stage
 from trainer.data import TrainingRows
 from trainer.dryrun import pretended
@@ -127,7 +127,8 @@ def test_in_bfloat16_every_way_gives_the_gradients_of_float32_up_to_rounding(tin
         assert (found - expected).norm() <= 0.05 * expected.norm(), way
 
 
-def test_compiled_layers_give_the_gradients_of_plain_ones(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_compiled_layers_give_the_gradients_of_plain_ones(base: str, in_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the graphs that torch traces, without the machine code of inductor, which takes minutes to make."""
     graphs = CompileCounterWithBackend("aot_eager")
     compiled = torch.nn.Module.compile
@@ -135,6 +136,8 @@ def test_compiled_layers_give_the_gradients_of_plain_ones(base: str, monkeypatch
     found = []
     for way in ("plain", "compiled"):
         encoder = encoder_of(base, checkpointing=False)
+        if in_rows:
+            unpadded.turn_on(encoder)
         if way == "compiled":
             encoder.compile_layers()
         tokens = encoder.tokenize([encoder.query_text("alpha beta " * length, None) for length in (1, 2, 3, 5, 8)])
