@@ -17,8 +17,9 @@ def backward(encoder: Encoder, tokens: Tokens, seed: int, objective: Objective, 
     """Adds the gradients of objective(vectors [len(tokens), dimension]) -> (loss, statistics) to the encoder's parameters.
 
     With `cached`, the vectors are computed without activations; the loss gives the gradient of each vector; and each chunk of
-    texts is computed once more, and carries its part back. Memory is then that of one chunk. Dropout is a function of seed and
-    chunk, so that both passes drop the same, and both ways give the same gradients.
+    texts is computed once more, and carries its part back. The last chunk keeps its activations in place of being computed
+    twice. Memory is then that of one chunk. Dropout is a function of seed and chunk, so that both passes drop the same, and both
+    ways give the same gradients.
     """
     if not cached:
         loss, statistics = objective(encoder(tokens, seed))
@@ -26,14 +27,17 @@ def backward(encoder: Encoder, tokens: Tokens, seed: int, objective: Objective, 
         return statistics
     chunks = encoder.chunks(tokens)
     with torch.no_grad():
-        vectors = encoder(tokens, seed)
-    loss, statistics = objective(vectors.requires_grad_())
+        computed = [encoder.chunk_vectors(tokens, chunk, seed) for chunk in chunks[:-1]]
+    kept = encoder.chunk_vectors(tokens, chunks[-1], seed)
+    vectors = encoder.ordered([*computed, kept.detach()], chunks, len(tokens)).requires_grad_()
+    loss, statistics = objective(vectors)
     torch.autograd.backward(loss)  # for the parameters of a head too
     assert vectors.grad is not None, "a loss of the vectors"
     gradient = torch.nn.functional.pad(vectors.grad, (0, 0, 0, 1))  # number -1 stands for a text that does not count
     embedding = encoder.embedding_parameter
-    for chunk in chunks:
-        torch.autograd.backward(encoder.chunk_vectors(tokens, chunk, seed), gradient[chunk])
+    for number, chunk in reversed(list(enumerate(chunks))):
+        again = kept if number == len(chunks) - 1 else encoder.chunk_vectors(tokens, chunk, seed)
+        torch.autograd.backward(again, gradient[chunk])
         if embedding.grad is not None and embedding.grad.is_sparse:
             # Sums the rows that chunks share; else the gradient grows with the batch.
             embedding.grad = embedding.grad.coalesce()

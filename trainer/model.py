@@ -209,11 +209,14 @@ class Encoder(nn.Module):
     def forward(self, tokens: Tokens, seed: int | None = None) -> Tensor:
         """Vectors [len(tokens), dimension] of norm 1, in the order of `tokens`."""
         chunks = self.chunks(tokens)
-        order = torch.tensor([number for chunk in chunks for number in chunk])
-        vectors = torch.cat([self.chunk_vectors(tokens, chunk, seed) for chunk in chunks])
+        return self.ordered([self.chunk_vectors(tokens, chunk, seed) for chunk in chunks], chunks, len(tokens))
+
+    def ordered(self, vectors: Sequence[Tensor], chunks: Sequence[Sequence[int]], count: int) -> Tensor:
+        """Vectors [count, dimension] of all texts, those of other processes among them, from the vectors of each chunk."""
+        order = torch.tensor([number for chunk in chunks for number in chunk]).to(self.device)
         if self.share != (0, 1):
-            return distributed.gathered(vectors, order.to(self.device), len(tokens))
-        return vectors[order.argsort().to(self.device)]
+            return distributed.gathered(torch.cat(list(vectors)), order, count)
+        return torch.cat(list(vectors))[order.argsort()]
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[Prompted]) -> np.ndarray:

@@ -19,7 +19,7 @@ from trainer.config import ModelConfig, Stage
 from trainer.data import TrainingRows
 from trainer.dryrun import pretended
 from trainer.losses import batch_loss
-from trainer.model import Encoder, load_encoder
+from trainer.model import Encoder, Tokens, load_encoder
 
 LOSSES: dict[str, dict[str, Any]] = {
     "InfoNCE": {},
@@ -88,6 +88,23 @@ def test_every_way_gives_the_gradients_of_the_definition(
             assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm(), (name, cached, checkpointing)
 
 
+def test_gradient_caching_computes_all_chunks_but_the_last_twice(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, seen = encoder_of(base, False), []
+    tokens = encoder.tokenize([encoder.query_text(row["query"], None) for row in toy_rows()])
+    whole = encoder.chunk_vectors
+
+    def chunk_vectors(tokens: Tokens, chunk: list[int], seed: int | None) -> torch.Tensor:
+        seen.append((tuple(chunk), torch.is_grad_enabled()))
+        return whole(tokens, chunk, seed)
+
+    monkeypatch.setattr(encoder, "chunk_vectors", chunk_vectors)
+    gradcache.backward(encoder, tokens, 0, lambda vectors: (vectors.square().sum(), {}), True)
+    chunks = [tuple(chunk) for chunk in encoder.chunks(tokens)]
+    assert len(chunks) > 2
+    assert sorted(chunk for chunk, graph in seen if graph) == sorted(chunks)
+    assert sorted(chunk for chunk, graph in seen if not graph) == sorted(chunks[:-1])
+
+
 def test_dropout_is_on_and_a_function_of_the_seed(base: str) -> None:
     encoder = encoder_of(base, False)
     tokens = encoder.tokenize([encoder.query_text("what is red house", None), encoder.query_text("where", None)])
@@ -130,6 +147,7 @@ def test_in_bfloat16_every_way_gives_the_gradients_of_float32_up_to_rounding(tin
 @pytest.mark.parametrize("in_rows", [False, True])
 def test_compiled_layers_give_the_gradients_of_plain_ones(base: str, in_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the graphs that torch traces, without the machine code of inductor, which takes minutes to make."""
+    torch._dynamo.reset()
     graphs = CompileCounterWithBackend("aot_eager")
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: compiled(self, backend=graphs, **more))
