@@ -15,8 +15,10 @@ SEED, EXPERIMENTS, SAMPLES = 42, 10, 8
 
 
 def unit(vectors: Vectors) -> Vectors:
+    """Of length 1; a text without tokens may have none, and is like nothing then."""
     vectors = np.asarray(vectors, np.float64)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths == 0, 1, lengths)
 
 
 def ranking(scores: Sequence[float], ids: Sequence[str]) -> list[str]:

@@ -231,6 +231,26 @@ def test_sts_is_spearman_of_cosines_without_a_header(tmp_path: Path) -> None:
     agrees(found, {width: naive.sts(*(at(width, side) for side in sides), scores) for width in (WIDTH, CUT)})
 
 
+def test_records_with_an_empty_column_are_left_out_where_that_is_asked_for_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "sts.csv").write_text("sentence1,sentence2,score\na,b,1\n , c,2\nd,,3\ne,f,4\n")
+
+    def read(**more: Any) -> Any:
+        declared = {"type": "sts", "file": {"path": "sts.csv", **more}}
+        (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"sets": {"one": declared}}))
+        (local,) = load_sets(str(tmp_path / "sets.yaml"))
+        return Reader(local).scored_pairs(local.declared.file)
+
+    with pytest.raises(UserError, match=r"sts\.csv:3: the column 'sentence1' is empty"):
+        read()
+    assert read(empty="skip") == {"sentence1": ["a", "e"], "sentence2": ["b", "f"], "score": [1.0, 4.0]}
+    assert f"2 of 4 records have an empty column and are left out, the first is {tmp_path / 'sts.csv'}:3" in caplog.text
+    (tmp_path / "sts.csv").write_text("sentence1,sentence2,score\na,,1\n")
+    with pytest.raises(UserError, match="holds no record"):
+        read(empty="skip")
+
+
 @needs_mteb
 @pytest.mark.parametrize("positive", [None, "entailment"])
 def test_pair_classification_is_average_precision_of_the_best_similarity(positive: str | None, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -73,17 +72,24 @@ class Reader:
         )  # fmt: skip
         if file.format == "mapping":
             source = source.model_copy(update={"format": "json"})
-        count = itertools.count()
+        count, skipped = 0, list[str]()
         for found in files.find(source):
             self._digests.append(storage.file_digest(found.path))
             read = _mapping(found.path, columns) if file.format == "mapping" else files.records(found, source, columns)
             for number, record in read:
-                next(count)
+                count += 1
                 place = f"{found.path}:{number}"
                 if isinstance(record, Unreadable):
                     raise UserError(f"{place}: {record.reason}: {record.found}. Mend this record, or take it out.")
-                yield place, record
-        if not next(count):
+                if file.empty == "skip" and any(_empty(look_up(record, column)) for column in columns):
+                    skipped.append(place)
+                else:
+                    yield place, record
+        if skipped:
+            log.warning(
+                "%d of %d records have an empty column and are left out, the first is %s", len(skipped), count, skipped[0]
+            )
+        if count == len(skipped):
             raise UserError(f"'{self._at(file.path)}' holds no record. Give a file with the columns {', '.join(columns)}.")
 
     def searchable(self, declared: Searched) -> Searchable:
@@ -274,8 +280,14 @@ def text(record: Record, column: str, place: str, may_be_empty: bool = False) ->
     except Unreadable as error:
         raise UserError(f"{place}: the column '{column}' holds {error.found}; a text is needed.") from None
     if not may_be_empty and not value.strip():
-        raise UserError(f"{place}: the column '{column}' is empty. Fill it, or take the record out.")
+        raise UserError(
+            f"{place}: the column '{column}' is empty. Fill it, or take the record out; 'empty: skip' of a declared file does it."
+        )
     return value
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def number(record: Record, column: str, place: str) -> float:

@@ -28,6 +28,9 @@ class File(Model):
     header: bool = Field(True, description="False: the columns of a CSV or TSV file are called column_1, column_2, ...")
     delimiter: str | None = Field(None, min_length=1, max_length=1, description='Default: "," or a tab, by the format.')
     quotes: bool = Field(True, description='CSV and TSV: whether " quotes a field.')
+    empty: Literal["refuse", "skip"] = Field(
+        "refuse", description="Where a text is missing. skip: the record is left out, and the log counts such records."
+    )
 
     @model_validator(mode="before")
     @classmethod
