@@ -1,16 +1,17 @@
 """What three stages give on real data: each stage at each dimension, sentence-transformers for the same time, each switch.
 
-    python benchmarks/trainer_quality.py [--data FOLDER] --work FOLDER [--parts stages longer plain similarity bare peer switches]
+    python benchmarks/trainer_quality.py [--data FOLDER] --work FOLDER [--parts stages longer ... switches]
 
 FOLDER (default: the variable DATAKIT_REAL_DATA) has train/ and eval/. The build holds medquad, rqe, pubmedqa, python-api,
 disfl-qa, hwu64 and snips, without what eval/ asks (decontamination), with mined and screened negatives. SmolLM2's first four
 layers are made bidirectional and trained in three stages with all-MiniLM-L6-v2 as teacher.
 
 stages: the three stages. plain: the first stage without Matryoshka. Fourth stages after these three: longer, the third again with
-more weight for few dimensions; similarity, STS-B's training rows; bare, their sentences and the teacher without the grades. peer:
-sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the seconds
-of the three stages. switches: two short stages with every switch on and each turned alone, with two seeds, by `trainer ablate`:
-scores on STS-B and the validation split with 95 % intervals, also in switches/ablation.html.
+more weight for few dimensions; neighbours, KL over short texts and those nearest to them; similarity, STS-B's training rows;
+bare, their sentences and the teacher without the grades. peer: sentence-transformers' MatryoshkaLoss over
+MultipleNegativesRankingLoss with one mined negative, on the same rows, for the seconds of the three stages. switches: two short
+stages with every switch on and each turned alone, with two seeds, by `trainer ablate`: scores on STS-B and the validation split
+with 95 % intervals, also in switches/ablation.html.
 
 Measured by mteb on eval/ (mixtures/evaluation-sets.yaml): Spearman on STS-B, nDCG@10 on SciFact, Cranfield and CoSQA, accuracy on
 Banking77. Texts are cut to 128 tokens, in training to 64. Products of these measurements are in bfloat16 where the processor has
@@ -40,7 +41,7 @@ WEIGHTS = [1.0, 1.0, 1.0, 2.0]  # few dimensions lose most
 LATER_WEIGHTS = [1.0, 1.0, 2.0, 4.0]
 LENGTH, TEST_LENGTH = 64, 128
 SETS = ["stsb-en", "scifact", "cranfield", "cosqa", "banking77"]
-PARTS = ["stages", "longer", "plain", "similarity", "bare", "peer", "switches"]
+PARTS = ["stages", "longer", "neighbours", "plain", "similarity", "bare", "peer", "switches"]
 STEPS = (150, 20, 600)
 STEPS_OF_PEER = 10_000  # more than there is time for
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +104,22 @@ def distilled_recipe(data: Path, work: Path) -> dict[str, Any]:
     mixture = {"temperature": 1.0, "total": 20_000, "caps": {"medical-qa": 3_000, "python-api": 5_000}}
     settings = {key: value for key, value in recipe(data, work).items() if key != "negatives"}
     return {**settings, "name": "distilled", "mixture": mixture}
+
+
+def neighbours_recipe(data: Path, work: Path) -> dict[str, Any]:
+    """Utterances with another one of their intent, and questions, each with the four texts that the teacher finds nearest."""
+    first = recipe(data, work)
+    categories = {"disfluent-questions": first["categories"]["disfluent-questions"]}
+    shape = {"type": "labels", "text": "text", "label": "label", "documents": "exemplars"}
+    for name, file in (("intent", "hwu64-train.csv"), ("assistant-intent", "snips-train.csv")):
+        source = {"type": "files", "path": f"{data}/train/{file}", "reshape": [shape]}
+        define = {"task": "classification", "instruction": "Given an utterance, retrieve one of the same intent"}
+        categories[name] = {"define": {**define, "in_batch_negatives": False}, "language": "en", "sources": [source]}
+    return {
+        **first, "name": "neighbours", "categories": categories,
+        "negatives": {"miners": [{"type": "dense", "encoder": "minilm", "depth": 30}], "per_query": 4},
+        "mixture": {"temperature": 1.0, "total": 16_000, "caps": {"assistant-intent": 4_000}},
+    }  # fmt: skip
 
 
 def similarity_recipe(data: Path, work: Path) -> dict[str, Any]:
@@ -173,6 +190,10 @@ def fourth_stage(name: str, data: Path, work: Path, distilled: str) -> dict[str,
         return settings
     if name == "bare":
         return distilling(name, 90, 5e-4, PREFIXES, 0.0, built(bare_recipe(data, work), work))
+    if name == "neighbours":
+        settings = distilling(name, 150, 5e-4, PREFIXES, 0.0, built(neighbours_recipe(data, work), work))
+        settings["data"]["negatives"] = 4
+        return settings
     settings = distilling(name, STEPS[2], 1e-3, PREFIXES, 0.1, distilled)
     settings["loss"]["weights"] = LATER_WEIGHTS
     return settings
@@ -357,7 +378,7 @@ def main() -> None:
         if name in arguments.parts:
             folder = run(name, work, config(name, work, trained), build)
             models |= {f"{name}: {each['name']}": str(folder / each["name"] / "model") for each in trained}
-    for name in ("longer", "similarity", "bare"):
+    for name in ("longer", "neighbours", "similarity", "bare"):
         if name in arguments.parts:
             folder = branched(name, work, three, fourth_stage(name, data, work, distilled), build)
             models[f"stages, then {name}"] = str(folder / name / "model")
