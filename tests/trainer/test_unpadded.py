@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "causal": {"bidirectional": False},
     "layered": {"attention": LAYERED},
     "ALiBi": {"positions": "alibi"},
+    "adapters": {"lora": {"rank": 2}},
 }
 CASES = [(kind, setting) for kind in FAMILIES for setting in SETTINGS if kind != "bert" or setting == "bidirectional"]
 # More tokens than the 256 positions of BERT; some chunks hold texts of one length, some of several, one a long text alone.
