@@ -224,7 +224,8 @@ def main() -> None:
         index = Index.open(folder)
         asked, relevant = judged(path, index, chosen.queries)
         queries = index.encode(asked)
-        vectors = stages.full(stages.read(f"{folder}/{VECTORS}")).reconstruct_n(0, len(index))
+        held = stages.read(f"{folder}/{VECTORS}")  # full() is a part of it, and lives no longer
+        vectors = stages.full(held).reconstruct_n(0, len(index))
     print(f"{len(vectors):,} passages, {vectors.shape[1]} dimensions, {len(queries):,} queries; shortlist of {SHORTLIST}")
     all_ways = ways(vectors, chosen.dimensions, chosen.precisions)
     measure(all_ways, queries, chosen.timed)
