@@ -24,6 +24,7 @@ Line = list[tuple[float, float]]
 # A longer run is drawn as means of so many parts, so that the file stays small.
 MOST_POINTS = 240
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 500, 210, 58, 14, 22, 24
+LETTER = 6.6  # the width of one
 COLOURS = ("#2f7fc1", "#cf6a2b", "#3a9a63", "#9a63c4", "#b08f1f", "#c4527f", "#4f9aa5")
 STYLE = """
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 14px; }
@@ -49,6 +50,7 @@ CHARTS = (
     ("Difficulty of negatives", r"difficulty", "Mean of the mined negatives that were drawn."),
     ("Negatives of a row", r"negatives", ""),
     ("Norm of the gradient", r"gradient_norm", "Before it is cut."),
+    ("Focal weight", r"focal_weight", "The mean over the rows."),
     ("Distillation", r"kl", "KL of the teacher's and the student's distribution."),
     ("Graded pairs", r"cosent|mse", ""),
     ("Triangle", r"triangle(_active)?", "The regulariser, and the share of triangles in which it is active."),
@@ -190,8 +192,15 @@ def ticks(low: float, high: float) -> list[float]:
     span = high - low if high - low > 1e-30 else 1.0
     unit = 10.0 ** math.floor(math.log10(span / 4))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if span / (unit * factor) <= 4.5)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    # A loss of 0 may be a little less by rounding, and needs no line below.
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
     return [step * number for number in range(first, max(last, first + 1) + 1)]
+
+
+def cut(name: str, width: float) -> str:
+    """The name, or as much of it as so many units of the picture hold; nothing where that is hardly a letter."""
+    most = int(width / LETTER)
+    return name if len(name) <= most else f"{name[: most - 1]}…" if most > 2 else ""
 
 
 def chart(title: str, curves: Mapping[str, list[Line]], note: str, stages: Mapping[str, Steps]) -> str:
@@ -214,13 +223,18 @@ def chart(title: str, curves: Mapping[str, list[Line]], note: str, stages: Mappi
         x, y = at(0, mark).split(",")
         parts.append(f'<path class="grid" d="M{x} {y}H{WIDTH - RIGHT}"/><text x="{LEFT - 6}" y="{float(y) + 4:.1f}" ')
         parts.append(f'text-anchor="end">{mark:.4g}</text>')
-    for number, (start, stop, name) in enumerate(ends):
-        x, y = at(start, marks[0]).split(",")
-        if number:
-            parts.append(f'<path class="stage" d="M{x} {y}V{TOP}"/>')
-        parts.append(f'<text x="{float(x) + 3:.1f}" y="{TOP - 8}">{escape(name if len(name) < 24 else name[:23] + "…")}</text>')
-        stop_x, _ = at(stop, marks[0]).split(",")
-        parts.append(f'<text x="{stop_x}" y="{HEIGHT - 8}" text-anchor="end">{stop:,.0f}</text>')
+    taken = math.inf  # from here on the axis has a number
+    axis: list[str] = []
+    for start, stop, name in reversed(ends):
+        left, right = (float(at(each, marks[0]).split(",")[0]) for each in (start, stop))
+        edge = f'<path class="stage" d="M{left:.1f} {HEIGHT - BOTTOM}V{TOP}"/>' if start else ""
+        label = f'<text x="{left + 3:.1f}" y="{TOP - 8}">{escape(cut(name, right - left))}</text>'
+        number = ""
+        if right < taken:
+            number = f'<text x="{right:.1f}" y="{HEIGHT - 8}" text-anchor="end">{stop:,.0f}</text>'
+            taken = right - LETTER * (len(f"{stop:,.0f}") + 1)
+        axis.append(edge + label + number)
+    parts += axis[::-1]
     legend = []
     for (name, lines), colour in zip(curves.items(), COLOURS * len(curves), strict=False):
         for line in lines:

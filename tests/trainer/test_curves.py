@@ -111,6 +111,16 @@ def test_the_page_has_the_results_by_dimension_and_stage_and_what_the_gates_deci
     assert decisions(metrics())[0].endswith("0.4000 to 0.3000 (-0.1000, needed +0.0100): repeat.")
 
 
+def test_names_and_ends_of_short_stages_do_not_run_into_those_beside_them() -> None:
+    steps = {
+        name: [{"step": float(count), "loss": 1.0}] for name, count in (("contrastive", 150), ("hard", 20), ("distillation", 600))
+    }
+    figure = curves.chart("Loss", {"loss": [[(0.0, 1.0), (770.0, 2.0)]]}, "", steps)
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"( text-anchor="end")?>([^<]*)</text>', figure)
+    assert [text for _, y, _, text in found if float(y) < curves.TOP] == ["contrastive", "", "distillation"]
+    assert [text for _, y, _, text in found if float(y) > curves.HEIGHT - curves.BOTTOM + 5] == ["170", "770"]
+
+
 def test_what_is_absent_or_cut_is_left_out(run: Path) -> None:
     (run / "metrics.json").unlink()
     with (run / "hard" / "log.jsonl").open("a") as file:
