@@ -41,7 +41,7 @@ from trainer.search import Index, Options, build, stages
 from trainer.search.passages import cut
 from trainer.search.settings import PASSAGES, VECTORS, Job, Settings
 
-TOP, SHORTLIST, BATCH, TURN = 10, 200, 64, 10
+TOP, BATCH, TURN = 10, 64, 10
 Document = dict[str, str]
 
 
@@ -134,12 +134,12 @@ class Way:
 
     def ask(self, queries: np.ndarray, into: list[tuple[float, float]]) -> np.ndarray:
         wall, cpu = time.perf_counter(), time.process_time()
-        hits = self.index.search(queries, TOP, SHORTLIST, **self.how)
+        hits = self.index.search(queries, TOP, **self.how)
         into.append((time.perf_counter() - wall, time.process_time() - cpu))
         return hits.ids
 
 
-def ways(vectors: np.ndarray, dimensions: int, precisions: list[str]) -> list[Way]:
+def ways(vectors: np.ndarray, dimensions: int, precisions: list[str], shortlists: list[int]) -> list[Way]:
     """Full search, exact shortlist and HNSW, of each precision. One index of each precision does all three."""
     result = []
     for precision in precisions:
@@ -149,11 +149,13 @@ def ways(vectors: np.ndarray, dimensions: int, precisions: list[str]) -> list[Wa
         print(f"{precision}: built in {time.process_time() - began:.0f} CPU seconds")
         job = Job(options=options, model="", model_digest="", files=0, files_digest="", packages={})
         index = Index(found, Settings(job=job, dimensions=vectors.shape[1], passages=len(vectors)), "")
-        result += [
-            Way(f"{precision}, full", index, {"full": True}),
-            Way(f"{precision}, exact {dimensions} + rerank", index, {"exact": True}),
-            Way(f"{precision}, HNSW {dimensions} + rerank", index, {}),
-        ]
+        result.append(Way(f"{precision}, full", index, {"full": True}))
+        for shortlist in shortlists:
+            how = {"shortlist": shortlist}
+            result += [
+                Way(f"{precision}, exact {dimensions}, {shortlist} reranked", index, {**how, "exact": True}),
+                Way(f"{precision}, HNSW {dimensions}, {shortlist} reranked", index, how),
+            ]
     return result
 
 
@@ -200,6 +202,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--timed", type=int, default=60, help="queries that are timed one by one")
     parser.add_argument("--dimensions", type=int, default=64, help="of the shortlist")
+    parser.add_argument("--shortlists", nargs="+", type=int, default=[200], help="passages that are reranked")
     parser.add_argument("--precisions", nargs="+", default=["float32", "int8", "binary"], help="float32 comes first")
     parser.add_argument("--work", type=Path, default=Path("/tmp/search-benchmark"))
     parser.add_argument("--vectors", choices=["model", "random"], default="model")
@@ -226,8 +229,8 @@ def main() -> None:
         queries = index.encode(asked)
         held = stages.read(f"{folder}/{VECTORS}")  # full() is a part of it, and lives no longer
         vectors = stages.full(held).reconstruct_n(0, len(index))
-    print(f"{len(vectors):,} passages, {vectors.shape[1]} dimensions, {len(queries):,} queries; shortlist of {SHORTLIST}")
-    all_ways = ways(vectors, chosen.dimensions, chosen.precisions)
+    print(f"{len(vectors):,} passages, {vectors.shape[1]} dimensions, {len(queries):,} queries")
+    all_ways = ways(vectors, chosen.dimensions, chosen.precisions, chosen.shortlists)
     measure(all_ways, queries, chosen.timed)
     table(all_ways, relevant)
 
