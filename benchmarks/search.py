@@ -223,7 +223,7 @@ def main() -> None:
             write_documents(path.with_suffix(".tmp"), chosen.passages, chosen.words)
             path.with_suffix(".tmp").rename(path)
         folder = str(chosen.work / f"{text_id(chosen.model)[:8]}-{chosen.passages}-{chosen.words}")
-        build(chosen.model, [str(path)], folder, Options(shortlist=chosen.dimensions, words=chosen.words))
+        build(chosen.model, [str(path)], folder, Options(words=chosen.words))
         index = Index.open(folder)
         asked, relevant = judged(path, index, chosen.queries)
         queries = index.encode(asked)
