@@ -165,7 +165,7 @@ class TrainingConfig(Model):
         False, description="Memory of one chunk, whatever the batch size (Gao et al. 2021, arXiv 2101.06983)."
     )
     activation_checkpointing: bool = Field(False, description="Keeps each layer's input only, and computes the rest again.")
-    compile: bool = Field(False, description="torch.compile of the layers: a minute or more at first. Meant for GPUs.")
+    compile: bool = Field(False, description="torch.compile of the layers: a minute or more at first.")
     unpadded: bool = Field(False, description="The texts of a chunk stand in one row, and attention alone pads them.")
     chunk_tokens: int | None = Field(None, ge=1, description="Tokens that go through the base at once, padding included.")
     parallel: Literal["ddp", "fsdp"] = Field(
