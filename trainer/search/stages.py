@@ -18,6 +18,8 @@ from trainer.search.settings import Options
 
 # Links of a node of HNSW (twice as many on the lowest level): Malkov & Yashunin 2016, arXiv 1603.09320, suggest 5 to 48.
 LINKS = 32
+# How far around a new node the links are chosen from (efConstruction). faiss looks at 40, which costs a quarter and finds fewer.
+BREADTH = 200
 # Vectors that the ranges of int8 are taken from; a component outside them is clipped.
 SAMPLE = 65_536
 
@@ -66,6 +68,8 @@ def assemble(blocks: Sequence[Array], options: Options) -> Any:
     else:
         quantiser = getattr(faiss.ScalarQuantizer, code)
         near = faiss.IndexHNSWSQ(options.shortlist, quantiser, LINKS, faiss.METRIC_INNER_PRODUCT)
+    if options.method == "hnsw":
+        near.hnsw.efConstruction = BREADTH
     stages = faiss.IndexRefine(_cut(near, dimension), _flat(dimension, _WIDE[options.precision]))
     every = -(-sum(map(len, blocks)) // SAMPLE)
     threads = faiss.omp_get_max_threads()
