@@ -18,7 +18,7 @@ from trainer.search.settings import Options
 
 # Links of a node of HNSW (twice as many on the lowest level): Malkov & Yashunin 2016, arXiv 1603.09320, suggest 5 to 48.
 LINKS = 32
-# How far around a new node its links are looked for (efConstruction); faiss has 40, which takes a third of the time and misses more.
+# How far around a new node its links are looked for (efConstruction). With the 40 of faiss: a third of the time, more is missed.
 BREADTH = 200
 # Vectors that the ranges of int8 are taken from; a component outside them is clipped.
 SAMPLE = 65_536
