@@ -157,22 +157,22 @@ def estimate(
 def cost(
     config: Config, stage: Stage, shape: Shape, teacher: Shape | None, amount: Amount, device: Hardware, count: int
 ) -> StageCost:
-    """One stage. Each pass that gradient caching and activation checkpointing add is one forward pass more."""
+    """One stage. Activation checkpointing adds a forward pass, and gradient caching one of all chunks of a batch but the last."""
     training, rows = stage.training, stage.data.batch_size
     width, documents = config.model.projection or shape.hidden, rows * (amount.texts / amount.rows - 1)
-    forward, passes = shape.forward(amount.length), 1 + training.gradient_cache + training.activation_checkpointing
+    whole = chunk = rows / count * amount.tokens / amount.rows  # tokens of a batch on a device
+    if training.gradient_cache:
+        chunk = min(whole, training.chunk_tokens or CHUNK_TOKENS["cpu" if device.numbers == "float32" else "cuda"])
+    forward, repeated = shape.forward(amount.length), 1 - chunk / whole + training.activation_checkpointing
     matrices, embeddings = trained(config.model, shape)
     pairs = rows * documents + (rows * (rows + documents) if stage.loss.form == "qwen3" else 0)
-    flops = step_flops(shape, matrices, amount.tokens, amount.tokens * amount.length) + amount.tokens * (passes - 1) * forward
+    flops = step_flops(shape, matrices, amount.tokens, amount.tokens * amount.length) + amount.tokens * repeated * forward
     flops += amount.rows / rows * 6 * pairs * width
     flops += amount.once * teacher.forward(amount.length) if teacher else 0.0
 
     kind = "float32" if training.precision == "float32" else device.numbers
     a_layer = ACTIVATIONS[kind][0] * shape.hidden + ACTIVATIONS[kind][1] * shape.feed_forward
     kept = shape.layers * 4 * shape.hidden + a_layer if training.activation_checkpointing else shape.layers * a_layer
-    chunk = rows / count * amount.tokens / amount.rows
-    if training.gradient_cache:
-        chunk = min(chunk, training.chunk_tokens or CHUNK_TOKENS["cpu" if device.numbers == "float32" else "cuda"])
     memory = {
         "weights": 4.0 * (shape.matrices + shape.embeddings) + (2.0 * shape.matrices if kind == "bfloat16" else 0.0),
         "gradients": 4.0 * (matrices + embeddings),
