@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from toys import ACTS, COLOURS, THINGS, MakeBuild, save_base, tiny_config, toy_rows
+from transformers.utils import logging
 
 from datakit import storage
 from datakit.opened import Build, open_build
@@ -19,6 +20,13 @@ from datakit.publish.manifest import File, Manifest, Spent, Totals
 from datakit.schema import EXAMPLE, rows, text_id
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def no_bars() -> Iterator[None]:
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

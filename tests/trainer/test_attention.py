@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toys
 import transformers
 from pydantic import ValidationError
 from sentence_transformers import SentenceTransformer
 from toys import save_base, tiny_config
-from transformers.utils import logging
 
 from datakit.errors import UserError
 from trainer import attention, merge
@@ -25,21 +25,13 @@ from trainer.embedder import Embedder
 from trainer.export import export
 from trainer.model import Encoder, Prompted, load_encoder
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "qwen2": {}, "qwen3": {"head_dim": 8}, "llama": {}, "mistral": {"sliding_window": 17}, "phi3": {}, "gemma": {"head_dim": 8},
-    "bert": {},
-}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("no_bars")
+
+FAMILIES: dict[str, dict[str, Any]] = {**toys.FAMILIES, "mistral": {"sliding_window": 17}}
 DECODERS = [kind for kind in FAMILIES if kind != "bert"]
 LAYERED = {"local": {"layers": 0.34, "window": 6}, "strided": {"layers": 0.34, "stride": 4}}
 # With blocks of few queries, so that short texts have several.
 LENGTHS = (1, 2, 29, 41)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_bars() -> Iterator[None]:
-    logging.disable_progress_bar()
-    yield
-    logging.enable_progress_bar()
 
 
 @pytest.fixture(autouse=True)

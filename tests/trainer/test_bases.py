@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,7 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from toys import save_base, tiny_config
-from transformers.utils import logging
+from toys import FAMILIES, save_base, tiny_config
 
 from datakit.errors import UserError
 from trainer.base import first_token_sees_last, load_base
@@ -23,20 +22,10 @@ from trainer.config import ModelConfig
 from trainer.export import export
 from trainer.model import Encoder, Prompted, load_encoder
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "qwen2": {}, "qwen3": {"head_dim": 8}, "llama": {}, "mistral": {"sliding_window": 6}, "phi3": {}, "gemma": {"head_dim": 8},
-    "bert": {},
-}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("no_bars")
 DECODERS = [kind for kind in FAMILIES if kind != "bert"]
 TEXTS = ["the red house", "a", "what is green horse the river turns black and the stone falls", "where is the grey apple"]
 WAYS = ["bare", "mask", "right", "left"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_bars() -> Iterator[None]:
-    logging.disable_progress_bar()
-    yield
-    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

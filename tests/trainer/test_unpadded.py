@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from toys import command_line, save_base, tiny_config, toy_config, write_config
-from transformers.utils import logging
+from toys import FAMILIES, command_line, save_base, tiny_config, toy_config, write_config
 
 from datakit.errors import UserError
 from datakit.opened import Build
@@ -24,10 +23,7 @@ from trainer.config import ModelConfig
 from trainer.export import export
 from trainer.model import Encoder, Tokens, load_encoder
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "qwen2": {}, "qwen3": {"head_dim": 8}, "llama": {}, "mistral": {"sliding_window": 5}, "phi3": {}, "gemma": {"head_dim": 8},
-    "bert": {},
-}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("no_bars")
 LAYERED = {"local": {"layers": 0.34, "window": 4}, "strided": {"layers": 0.34, "stride": 3}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "bidirectional": {},
@@ -39,13 +35,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 CASES = [(kind, setting) for kind in FAMILIES for setting in SETTINGS if kind != "bert" or setting == "bidirectional"]
 # More tokens than the 256 positions of BERT; some chunks hold texts of one length, some of several, one a long text alone.
 LENGTHS = [1, 1, 2, 3, 3, 3, 5, 8, 8, 13, 21, 40, 60, *[11] * 30]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_bars() -> Iterator[None]:
-    logging.disable_progress_bar()
-    yield
-    logging.enable_progress_bar()
 
 
 Family = Callable[..., str]

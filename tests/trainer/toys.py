@@ -22,6 +22,12 @@ COLOURS = ["red", "green", "blue", "white", "black", "brown", "grey", "pink"]
 THINGS = ["house", "horse", "table", "river", "stone", "apple", "window", "shirt"]
 ACTS = ["burns", "falls", "grows", "sings", "turns", "opens"]
 
+# Bases that are tried, and what is not as in tiny_config.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {}, "qwen3": {"head_dim": 8}, "llama": {}, "mistral": {"sliding_window": 6}, "phi3": {}, "gemma": {"head_dim": 8},
+    "bert": {},
+}  # fmt: skip
+
 MakeBuild = Callable[..., Build]
 
 
