@@ -37,6 +37,8 @@ class Index:
 
     def __init__(self, found: Any, settings: Settings, folder: str, model: str | None = None) -> None:
         self._stages, self._exact = found, stages.exact(found)
+        # Making them takes as long as a tenth of a search.
+        self._parameters = functools.cache(functools.partial(stages.parameters, found))
         self.settings = settings
         self.folder = folder
         self.model = model or settings.job.model
@@ -80,13 +82,13 @@ class Index:
         if full or shortlist >= len(self):
             scores, ids = stages.full(self._stages).search(vectors, top)
         else:
-            chosen = self._exact if exact else self._stages
+            chosen, told = (self._exact, None) if exact else (self._stages, self._parameters(shortlist))
             # The whole shortlist comes back ranked: IndexRefine would take its size as a factor of `top`, rounded.
-            scores, ids = chosen.search(vectors, shortlist, params=stages.parameters(chosen, shortlist))
+            scores, ids = chosen.search(vectors, shortlist, params=told)
             scores, ids = scores[:, :top], ids[:, :top]
-        scores = np.where(ids < 0, -np.inf, scores)
-        order = np.lexsort((ids, -scores))
-        return Hits(np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1))
+        scores[ids < 0] = -np.inf
+        row, order = np.arange(len(ids))[:, None], np.lexsort((ids, -scores))
+        return Hits(ids[row, order], scores[row, order])
 
     def encode(self, queries: Sequence[str]) -> Array:
         """Vectors [Q, d] of queries, as the model encodes queries. Raises UserError where the model is gone or has changed."""
