@@ -24,7 +24,7 @@ from datakit.planning import about
 from trainer.config import Config, ModelConfig, Stage
 from trainer.data import TrainingRows
 from trainer.flops import HARDWARE, Hardware, Shape, counted, step_flops
-from trainer.matryoshka import BLOCK_ELEMENTS
+from trainer.matryoshka import BLOCK_ELEMENTS, MORE_MATRICES
 from trainer.model import CHUNK_TOKENS, prefix, quiet
 from trainer.run import stage_builds
 from trainer.stages import stage_seed
@@ -179,7 +179,7 @@ def cost(
         "Adam's moments": 8.0 * (matrices + embeddings),
         "activations": chunk * kept,
         "vectors and their gradients": 12.0 * (rows + documents) * width,
-        "loss": pairs + 8.0 * min(BLOCK_ELEMENTS, pairs) * (max(1, len(stage.loss.dimensions)) + 1),
+        "loss": pairs + 4.0 * min(BLOCK_ELEMENTS, pairs * (max(1, len(stage.loss.dimensions)) + MORE_MATRICES)),
     }
     days = flops / (count * device.peak * device.share) / 86_400
     figures = {**{name: getattr(amount, name) for name in Amount._fields[:4]}, "FLOPs": flops, "days": days}

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of one matrix of cosines at a time: 8 MB of float32.
-BLOCK_ELEMENTS = 2**21
+# Elements of the matrices of a block together: its cosines at each dimension, and three more of the loss. 32 MB of float32.
+BLOCK_ELEMENTS, MORE_MATRICES = 2**23, 3
 TINY = 1e-24
 
 
@@ -73,7 +73,8 @@ class _InBlocks(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         q, d = Side(queries, dimensions), Side(documents, dimensions)
         total = queries.new_zeros(())
-        height = max(1, min(len(queries), BLOCK_ELEMENTS // max(1, len(documents))))
+        a_row = max(1, len(documents)) * (len(dimensions) + MORE_MATRICES)
+        height = max(1, min(len(queries), BLOCK_ELEMENTS // a_row))
         for start in range(0, len(queries), height):
             at = slice(start, min(start + height, len(queries)))
             for loss, sums in one_block(q, d, at, positive[at], own[at].clamp(min=0), rows, all_pairs, wanted):

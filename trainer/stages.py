@@ -170,6 +170,9 @@ def prepared(config: Config, stage: Stage) -> Encoder:
     attach(encoder, config)
     freeze(encoder, stage.layers)
     encoder.compute = loop.compute_type(stage.training.precision, encoder.device)
+    if encoder.compute == torch.bfloat16 and encoder.device.type == "cpu":
+        # oneDNN keeps compiled products of the last 1,024 shapes, up to a megabyte each, and chunks come in as many shapes.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     encoder.chunk_tokens = stage.training.chunk_tokens
     if stage.training.unpadded:
         unpadded.turn_on(encoder)
