@@ -26,7 +26,9 @@ def line(report: Report, seconds: float, cached: bool) -> str:
     """One step in one line: rows in, out and rejected by reason, seconds, and whether it came from the cache."""
     counts = report.counts
     parts = []
-    if report.shards or report.rejected or counts.rows_in:
+    if "documents" in report.notes:  # which are no rows yet
+        parts.append(f"{report.notes['documents']:,} documents")
+    elif report.shards or report.rejected or counts.rows_in:
         parts.append(f"{counts.rows_in + counts.created:,} -> {counts.out:,} rows")
     parts += [f"{number:,} {reason}" for reason, number in counts.rejected.items()]
     if counts.not_sampled:

@@ -20,7 +20,7 @@ from stepping import run_step
 from datakit import storage
 from datakit.errors import UserError
 from datakit.executor.local import LocalExecutor
-from datakit.progress import QUIET
+from datakit.progress import QUIET, line
 from datakit.recipe import Columns, FilesSource, HuggingFaceSource, PythonDocsSource
 from datakit.registry import Category
 from datakit.schema import EXAMPLE
@@ -208,6 +208,14 @@ def test_documents_are_told_apart_by_source_and_their_own_id_or_text(tmp_path: P
     found = rows(output(files(tmp_path / "a.jsonl", pairs), tmp_path / "cache"))
     assert [row["document_id"] for row in found[:2]] == [item["document_id"] for item in one[:2]]
     assert found[2]["document_id"] is None
+
+
+def test_the_line_of_documents_tells_how_many_there_are_and_what_was_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"text": "one"}, {"text": " "}, {"text": "two"}])
+    source = files(tmp_path / "a.jsonl", {"document": "text"})
+    report = output(source, tmp_path / "cache", documents=True).report
+    assert line(report, 0.14, cached=False) == "read-c: 2 documents, 1 empty_field (0.1 s)"
+    assert line(report, 0.14, cached=True) == "read-c: 2 documents, 1 empty_field (cached)"
 
 
 def test_origins_do_not_tell_where_a_file_lies_and_must_differ_within_a_category() -> None:
