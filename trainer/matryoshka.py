@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of the matrices of a block together: its cosines at each dimension, and three more of the loss. 32 MB of float32.
-BLOCK_ELEMENTS, MORE_MATRICES = 2**23, 3
+# Elements of all matrices of a block: its cosines at each dimension, and what is as much as seven more. 64 MB of float32.
+BLOCK_ELEMENTS, MORE_MATRICES = 2**24, 7
 TINY = 1e-24
 
 
