@@ -15,7 +15,7 @@ with 95 % intervals, also in switches/ablation.html.
 
 Measured by mteb on eval/ (mixtures/evaluation-sets.yaml): Spearman on STS-B, nDCG@10 on SciFact, Cranfield and CoSQA, accuracy on
 Banking77. Texts are cut to 128 tokens, in training to 64. Products of these measurements are in bfloat16 where the processor has
-units for it (torch.set_float32_matmul_precision). What is finished is not done again.
+units for it (autocast). What is finished is not done again.
 """
 
 from __future__ import annotations
@@ -106,12 +106,15 @@ def scores(model: str, sets: Sequence[str], kept: Path) -> dict[int, dict[str, f
     from trainer.evaluation.families import evaluate_families
     from trainer.evaluation.retrieval import load
     from trainer.evaluation.scores import FamilyScores
+    from trainer.loop import compute_type
 
     path = kept / f"{'-'.join(sets)}.json"
     if not path.is_file():
         width = load(model).get_embedding_dimension()
         dimensions = sorted({min(width, each) for each in PREFIXES})
-        found = evaluate_families(model, str(ROOT / "mixtures/evaluation-sets.yaml"), sets, dimensions=dimensions)
+        fast = compute_type("auto", torch.device("cpu")) == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            found = evaluate_families(model, str(ROOT / "mixtures/evaluation-sets.yaml"), sets, dimensions=dimensions)
         kept.mkdir(parents=True, exist_ok=True)
         path.write_text(found.model_dump_json(by_alias=True))
     tasks = FamilyScores.model_validate_json(path.read_text()).tasks
@@ -269,7 +272,6 @@ def main() -> None:
     work, data = arguments.work.absolute(), Path(arguments.data).absolute()
     os.environ["DATAKIT_REAL_DATA"] = str(data)
     work.mkdir(parents=True, exist_ok=True)
-    torch.set_float32_matmul_precision("medium")
     build, distilled = built(recipe(data, work), work), built(distilled_recipe(data, work), work)
     three = three_stages(PREFIXES, distilled)
     base, stages = work / "models/base", work / "models/stages"

@@ -24,7 +24,7 @@ from datakit.planning import about
 from trainer.config import Config, ModelConfig, Stage
 from trainer.data import TrainingRows
 from trainer.flops import HARDWARE, Hardware, Shape, counted, step_flops
-from trainer.matryoshka import BLOCK_ELEMENTS, MORE_MATRICES
+from trainer.matryoshka import block_height
 from trainer.model import CHUNK_TOKENS, prefix, quiet
 from trainer.run import stage_builds
 from trainer.stages import stage_seed
@@ -158,7 +158,7 @@ def cost(
     config: Config, stage: Stage, shape: Shape, teacher: Shape | None, amount: Amount, device: Hardware, count: int
 ) -> StageCost:
     """One stage. Activation checkpointing adds a forward pass, and gradient caching one of all chunks of a batch but the last."""
-    training, rows = stage.training, stage.data.batch_size
+    training, rows, dimensions = stage.training, stage.data.batch_size, max(1, len(stage.loss.dimensions))
     width, documents = config.model.projection or shape.hidden, rows * (amount.texts / amount.rows - 1)
     whole = chunk = rows / count * amount.tokens / amount.rows  # tokens of a batch on a device
     if training.gradient_cache:
@@ -179,7 +179,8 @@ def cost(
         "Adam's moments": 8.0 * (matrices + embeddings),
         "activations": chunk * kept,
         "vectors and their gradients": 12.0 * (rows + documents) * width,
-        "loss": pairs + 4.0 * min(BLOCK_ELEMENTS, pairs * (max(1, len(stage.loss.dimensions)) + MORE_MATRICES)),
+        # A byte for each pair; of a block, its cosines at each dimension and three matrices more.
+        "loss": pairs + 4.0 * block_height(rows, int(documents), dimensions) * pairs / rows * (dimensions + 3),
     }
     days = flops / (count * device.peak * device.share) / 86_400
     figures = {**{name: getattr(amount, name) for name in Amount._fields[:4]}, "FLOPs": flops, "days": days}

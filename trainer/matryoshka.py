@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of all matrices of a block: its cosines at each dimension, and what is as much as seven more. 64 MB of float32.
-BLOCK_ELEMENTS, MORE_MATRICES = 2**24, 7
+# Cosines of a block at one dimension: 8 MB of float32.
+BLOCK_ELEMENTS = 2**21
 TINY = 1e-24
 
 
@@ -57,6 +57,11 @@ def in_blocks(
     return loss, statistics
 
 
+def block_height(queries: int, documents: int, dimensions: int) -> int:
+    """Rows of a block. Fewer at several dimensions, whose cosines are all held; no fewer, as low blocks take longer."""
+    return max(1, min(queries, BLOCK_ELEMENTS * 8 // ((dimensions + 7) * max(1, documents))))
+
+
 class _InBlocks(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -73,8 +78,7 @@ class _InBlocks(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         q, d = Side(queries, dimensions), Side(documents, dimensions)
         total = queries.new_zeros(())
-        a_row = max(1, len(documents)) * (len(dimensions) + MORE_MATRICES)
-        height = max(1, min(len(queries), BLOCK_ELEMENTS // a_row))
+        height = block_height(len(queries), len(documents), len(dimensions))
         for start in range(0, len(queries), height):
             at = slice(start, min(start + height, len(queries)))
             for loss, sums in one_block(q, d, at, positive[at], own[at].clamp(min=0), rows, all_pairs, wanted):

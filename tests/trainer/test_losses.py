@@ -95,7 +95,7 @@ def close(found: Tensor, expected: Tensor, within: float = 1e-9) -> bool:
     return bool((found - expected).norm() <= within * expected.norm().clamp(min=1e-3))
 
 
-@pytest.mark.parametrize("block", [1, 200, 100_000])
+@pytest.mark.parametrize("block", [1, 20, 10_000])
 @pytest.mark.parametrize(("term", "dimensions"), list(itertools.product(TERMS, range(len(MATRYOSHKA)))))
 def test_value_and_gradients_are_those_of_the_definition(
     term: str, dimensions: int, block: int, monkeypatch: pytest.MonkeyPatch
