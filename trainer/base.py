@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def _load_model(path: str, config: ModelConfig) -> Any:
     settings = transformers.AutoConfig.from_pretrained(path, **_source(config))
     if config.layers is not None:
         _cut(settings, config, config.layers)
+    if config.layer_weights is not None:
+        _show_layers(settings, config, config.layer_weights)
     plan(settings, config)
     # The one switch that is honoured with and without padding, and that survives saving (transformers >= 5.2).
     settings.is_causal = not config.bidirectional
@@ -135,6 +138,30 @@ def _cut(settings: Any, config: ModelConfig, layers: int) -> None:
     settings.num_hidden_layers = layers
     if getattr(settings, "layer_types", None):
         settings.layer_types = settings.layer_types[:layers]
+
+
+def _show_layers(settings: Any, config: ModelConfig, weights: list[float]) -> None:
+    layers = getattr(settings, "num_hidden_layers", None)
+    if layers != len(weights):
+        raise UserError(
+            f"model.layer_weights has {len(weights)} weights; the base '{config.base}' has {layers} layers"
+            f"{'' if config.layers is None else ' (model.layers)'}. Give one for each, from the first."
+        )
+    settings.output_hidden_states = True  # also where an export is opened
+
+
+def token_states(output: Any, weights: Sequence[float] | None) -> Tensor:
+    """The hidden states [n, longest, width] that are pooled: the last ones, or a weighted mean of those after each layer.
+
+    As sentence-transformers' WeightedLayerPooling has it, with weights that stay (Peters et al. 2018, arXiv 1802.05365, eq. 1,
+    learn them). The last layer's are those after the final norm, as transformers counts; those before it are not normed.
+    """
+    if weights is None:
+        last: Tensor = output.last_hidden_state
+        return last
+    parts = [layer * (weight / sum(weights)) for layer, weight in zip(output.hidden_states[1:], weights, strict=True) if weight]
+    mean: Tensor = functools.reduce(torch.add, parts)
+    return mean
 
 
 def _check_direction(base: Any, config: ModelConfig) -> None:

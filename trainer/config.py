@@ -74,6 +74,9 @@ class ModelConfig(Model):
     pooling: Literal["mean", "last", "cls", "weighted"] = Field(
         "mean", description="mean; last or first (cls) token; weighted: the mean with weights 1, 2, 3, ... (SGPT)."
     )
+    layer_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="What is pooled is the mean of all layers' outputs with these weights; the last output when absent."
+    )
     pool_instruction: bool = Field(True, description="Whether the tokens of the instruction count in the pooling.")
     projection: int | None = Field(None, ge=1, description="Dimension of a linear layer after the pooling; none when absent.")
     max_length: int = Field(512, ge=2, description="Texts are cut to so many tokens, instruction included.")
@@ -86,6 +89,13 @@ class ModelConfig(Model):
         "Instruct: {instruction}\nQuery: ", description="Before a query that has an instruction; '' for none."
     )
     document_prefix: str = Field("Instruct: {instruction}\nDocument: ", description="The same for documents.")
+
+    @field_validator("layer_weights")
+    @classmethod
+    def _some_weight(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and not sum(value) > 0:
+            raise ValueError(f"{value} weighs no layer; allowed: one number >= 0 for each layer, not all of them 0")
+        return value
 
     @field_validator("query_prefix", "document_prefix")
     @classmethod

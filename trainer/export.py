@@ -92,7 +92,7 @@ def export(
 
 def _write(encoder: Encoder, folder: str, prompts: Mapping[str, str]) -> None:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer, WeightedLayerPooling
 
     tokenizer = copy.deepcopy(encoder.tokenizer)
     # The texts are no chats; sentence-transformers would offer to read them as such.
@@ -103,7 +103,11 @@ def _write(encoder: Encoder, folder: str, prompts: Mapping[str, str]) -> None:
     tokenizer.save_pretrained(folder)
     width = int(encoder.base.config.hidden_size)
     pooling = Pooling(width, pooling_mode=_POOLING[encoder.config.pooling], include_prompt=encoder.config.pool_instruction)
-    modules = [Transformer(folder, max_seq_length=encoder.config.max_length), pooling]
+    modules = [Transformer(folder, max_seq_length=encoder.config.max_length)]
+    if (weights := encoder.config.layer_weights) is not None:
+        values = torch.nn.Parameter(torch.tensor(weights))
+        modules.append(WeightedLayerPooling(width, num_hidden_layers=len(weights), layer_start=1, layer_weights=values))
+    modules.append(pooling)
     if hasattr(base.config, attention.PATTERN):
         modules[0].auto_model.config.attn_implementation = attention.NAME  # forgotten when it was opened
     if encoder.projection is not None:

@@ -194,11 +194,12 @@ def compare(names: Sequence[str], folders: Sequence[str], sources: Sequence[dict
     ways = [
         {
             "modules": [each["type"].rpartition(".")[2] for each in _json(folder, "modules.json")],
-            "pooling": _json(folder, "1_Pooling/config.json"),
+            "layer weights": {key: value.tolist() for key, value in tensors.items() if key.endswith("/layer_weights")},
+            "pooling": [_json(folder, f"{each['path']}/config.json") for each in _json(folder, "modules.json")[1:]],
             "is_causal": _json(folder, "config.json").get("is_causal"),
             "attention by layer": _json(folder, "config.json").get(attention.PATTERN),
         }
-        for folder in folders
+        for folder, tensors in zip(folders, sources, strict=True)
     ]
     for what, way in ways[0].items():
         if way != ways[1][what]:

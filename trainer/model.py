@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from datakit.errors import UserError
 from datakit.schema import digest
 from trainer import distributed, unpadded
-from trainer.base import first_line, load_base, quiet
+from trainer.base import first_line, load_base, quiet, token_states
 from trainer.config import ModelConfig
 from trainer.freezing import skipping
 
@@ -188,9 +188,9 @@ class Encoder(nn.Module):
         attention = self._attention(int(lengths.max()))
         with torch.autocast(self.device.type, dtype=kind, enabled=autocast), attention, layers:
             if self.unpadded:
-                hidden = unpadded.hidden_states(self.base, rows, self.device)
+                hidden = unpadded.hidden_states(self.base, rows, self.device, self.config.layer_weights)
             else:
-                hidden = padded_states(self.base, rows, self.tokenizer.pad_token_id, self.device)
+                hidden = padded_states(self.base, rows, self.tokenizer.pad_token_id, self.device, self.config.layer_weights)
         with torch.autocast(self.device.type, enabled=False):
             kind = torch.promote_types(hidden.dtype, torch.float32)
             weights = pooling_weights(self.config.pooling, lengths, skipped).to(self.device, kind)
@@ -229,14 +229,16 @@ class Encoder(nn.Module):
         return np.asarray(vectors, np.float32)
 
 
-def padded_states(base: Any, rows: list[Tensor], padding: int, device: torch.device) -> Tensor:
-    """The last hidden states [n, longest, width] of n texts of token ids; anything where a text has no token."""
+def padded_states(
+    base: Any, rows: list[Tensor], padding: int, device: torch.device, layer_weights: Sequence[float] | None = None
+) -> Tensor:
+    """The hidden states [n, longest, width] of n texts of token ids (base.token_states); anything where a text has no token."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
     # Attention is faster without a mask, and it needs none where nothing is padded.
     mask = None if int(lengths.min()) == ids.shape[1] else (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    hidden: Tensor = base(input_ids=ids.to(device), attention_mask=None if mask is None else mask.to(device)).last_hidden_state
-    return hidden
+    output = base(input_ids=ids.to(device), attention_mask=None if mask is None else mask.to(device))
+    return token_states(output, layer_weights)
 
 
 def prefix(template: str, instruction: str | None) -> str:

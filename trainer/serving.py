@@ -53,11 +53,14 @@ class Graph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Tokens [batch, length, hidden] and vectors [batch, dimension]; with `vectors_only` [batch, 1, dimension] alone."""
-        tokens = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        features = {"token_embeddings": tokens, "attention_mask": attention_mask}
+        output = self.base(input_ids=input_ids, attention_mask=attention_mask)
+        # A mean of layers replaces the tokens of the last one, and is then what readers pool.
+        features = {"token_embeddings": output.last_hidden_state, "attention_mask": attention_mask}
+        if output.hidden_states is not None:
+            features["all_layer_embeddings"] = output.hidden_states
         for module in self.after:
             features = module(features)
-        vectors = features["sentence_embedding"]
+        tokens, vectors = features["token_embeddings"], features["sentence_embedding"]
         # TEI pools what the graph gives, and knows neither projections nor all poolings: one "token", which is the vector.
         return (vectors[:, None],) if self.vectors_only else (tokens, vectors)
 
@@ -161,7 +164,10 @@ def unlike_in_tei(model: Any) -> list[str]:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         reasons.append(f"it does not scale positions as this model does (rope_type '{rope['rope_type']}').")
-    if [part for part in model if type(part).__name__ not in ("Transformer", "Pooling", "Normalize")]:
+    kinds = {type(part).__name__ for part in model}
+    if "WeightedLayerPooling" in kinds:
+        reasons.append("it pools the last layer alone, and this model a mean of its layers.")
+    if kinds - {"Transformer", "WeightedLayerPooling", "Pooling", "Normalize"}:
         reasons.append("it leaves out the projection after the pooling, in some versions and backends.")
     (pooling,) = _pooling(model)
     if pooling.pooling_mode not in TEI_POOLING:

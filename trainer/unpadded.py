@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from datakit.errors import UserError
-from trainer.base import first_line
+from trainer.base import first_line, token_states
 
 if TYPE_CHECKING:
     from trainer.model import Encoder
@@ -78,15 +78,15 @@ def passing(row: Row) -> Iterator[None]:
         _row.reset(token)
 
 
-def hidden_states(base: Any, rows: list[Tensor], device: torch.device) -> Tensor:
-    """The last hidden states [n, longest, width] of n texts of token ids, zeros where a text has no token."""
+def hidden_states(base: Any, rows: list[Tensor], device: torch.device, layer_weights: Sequence[float] | None = None) -> Tensor:
+    """The hidden states [n, longest, width] of n texts of token ids (base.token_states), zeros where a text has no token."""
     row = row_of(torch.tensor([len(each) for each in rows]), device)
     ids = torch.cat(rows).to(device)[None]
     positions = torch.cat([torch.arange(len(each)) for each in rows]).to(device)[None]
     with passing(row):
         # With a mask transformers does not look for texts in the row by itself.
-        hidden = base(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions).last_hidden_state
-    return row.apart(hidden[0])
+        output = base(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions)
+    return row.apart(token_states(output, layer_weights)[0])
 
 
 def turn_on(encoder: Encoder) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from toys import FAMILIES, save_base, tiny_config
@@ -235,6 +236,36 @@ def test_the_first_layers_give_what_they_give_in_the_whole_base(kind: str, famil
             expected = states[layers] if kind == "bert" or layers == 3 else whole.norm(states[layers])
             torch.testing.assert_close(cut(input_ids=ids).last_hidden_state, expected, rtol=0, atol=1e-5)
     refused(r"model.layers is 4; the base '.*' has 3 layers", family(kind), layers=4)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_mean_of_layers_is_that_of_what_each_layer_gives(kind: str, family: Family) -> None:
+    """Against forward hooks; the last layer's states go through the norm of the base."""
+    weights = [2.0, 0.0, 0.5]
+    encoder, states = encoder_of(family(kind), layer_weights=weights).eval(), []
+    assert encoder.layers is not None
+    for layer in encoder.layers:
+        layer.register_forward_hook(
+            lambda module, inputs, output: states.append(output[0] if isinstance(output, tuple) else output)
+        )
+    found = encoder.embed([Prompted("", text) for text in TEXTS[:1]])[0]
+    states = [each if each.ndim == 2 else each[0] for each in states]
+    if kind != "bert":
+        states[-1] = encoder.base.norm(states[-1])
+    mean = sum(weight * state.mean(0) for weight, state in zip(weights, states, strict=True)).detach().numpy()
+    np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-5)
+    (last,) = encoder_of(family(kind)).eval().embed([Prompted("", TEXTS[0])])
+    (alone,) = encoder_of(family(kind), layer_weights=[0, 0, 3]).eval().embed([Prompted("", TEXTS[0])])
+    np.testing.assert_allclose(alone, last, atol=1e-6)
+    assert np.abs(found - last).max() > 1e-3
+    refused(r"layer_weights has 3 weights; .* has 2 layers \(model.layers\). Give", family(kind), layers=2, layer_weights=weights)
+    refused(r"layer_weights has 2 weights; the base '.*' has 3 layers. Give one for each", family(kind), layer_weights=[1, 1])
+
+
+@pytest.mark.parametrize("weights", [[0, 0, 0], [1, -1, 1], []])
+def test_weights_of_layers_are_not_negative_and_not_all_0(weights: list[float]) -> None:
+    with pytest.raises(ValidationError, match=r"not all of them 0|greater than or equal to 0"):
+        ModelConfig(base="x", layer_weights=weights)
 
 
 def test_folders_files_and_tokenizers_that_are_none_are_refused_in_one_sentence(

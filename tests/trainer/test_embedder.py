@@ -43,6 +43,8 @@ def exported(folder: Path, config: dict[str, Any]) -> tuple[Any, str]:
         {"pool_instruction": False},
         {"pooling": "weighted", "pool_instruction": False, "projection": 16},
         {"projection": 16},
+        {"layer_weights": [2, 0, 0.5]},
+        {"layer_weights": [1, 2, 3], "pooling": "weighted", "pool_instruction": False, "projection": 16, "lora": {"rank": 4}},
         {"lora": {"rank": 4}},
         {"bidirectional": False, "pooling": "last"},
     ],

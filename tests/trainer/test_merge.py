@@ -206,6 +206,23 @@ def test_what_cannot_be_merged_is_refused_in_a_sentence(variant: Make, tmp_path:
     assert not Path(output).exists()
 
 
+def test_models_that_pool_in_other_ways_are_not_merged(tiny_base: str, tmp_path: Path) -> None:
+    folders = []
+    for number, way in enumerate(
+        [{}, {"layer_weights": [1, 2]}, {"layer_weights": [1, 3]}, {"layer_weights": [1, 2], "pooling": "last"}]
+    ):
+        encoder = load_encoder(ModelConfig.model_validate({"base": tiny_base, "layers": 2, "max_length": 24, **way}))
+        folders.append(str(tmp_path / str(number)))
+        export(encoder, folders[-1], {"query": "", "document": ""}, "toy", "v1", [32], {32: 0.5})
+    for one, other, expected in (
+        (0, 1, "layer_weights': absent"),
+        (1, 2, "differ in layer weights"),
+        (1, 3, "differ in pooling"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            merge([folders[one], folders[other]], str(tmp_path / "merged"))
+
+
 def test_checkpoints_of_a_run_are_merged_and_measured(
     tiny_base: str, toy_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from trainer.config import ModelConfig
 from trainer.evaluation.retrieval import load, unit
 from trainer.export import export
 from trainer.model import load_encoder
-from trainer.serving import serve, unlike_in_tei
+from trainer.serving import Format, serve, unlike_in_tei
 
 PROMPTS = {"things": "Instruct: find\nQuery: ", "query": "Query: ", "document": ""}
 LENGTHS = (20, 3, 1, 9, 24)
@@ -118,6 +118,22 @@ def test_the_graph_gives_the_tokens_that_sentence_transformers_pools(projected: 
 
 
 @onnx
+@pytest.mark.parametrize("kind", ["onnx", "tei"])
+def test_a_mean_of_layers_is_served(kind: Format, make: Make, tmp_path: Path) -> None:
+    source = make("llama", layer_weights=[1, 0.2])
+    said = "\n".join(serve(source, str(tmp_path / "served"), kind))
+    assert ("a mean of its layers" in said) == (kind == "tei")
+    model, opened = SentenceTransformer(source, device="cpu"), session(tmp_path / "served")
+    for ids, mask in batches():
+        found = opened.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        for row, expected in zip(found[0], one_by_one(model, ids, mask, "token_embeddings"), strict=True):
+            if kind == "onnx":
+                np.testing.assert_allclose(row[: len(expected)], expected, atol=1e-4)
+        vectors = found[1] if kind == "onnx" else found[0][:, 0]
+        np.testing.assert_allclose(vectors, np.stack(one_by_one(model, ids, mask)), atol=1e-4)
+
+
+@onnx
 def test_tei_gets_finished_vectors_where_its_own_code_would_be_wrong(projected: str, graph_for_tei: tuple[Path, str]) -> None:
     folder, said = graph_for_tei
     for word in ("'llama' causally", "sees in both directions", "leaves out the projection", "CPU image", "--auto-truncate"):
@@ -174,6 +190,7 @@ def test_tei_gets_weights_in_the_layout_that_it_reads_where_its_code_is_right(
         ("qwen2", {}, ["'qwen2' causally"]),
         ("qwen3", {"bidirectional": False}, ["leaves the causal mask out"]),
         ("qwen3", {"pooling": "weighted", "projection": 8}, ["projection", "no pooling 'weightedmean'"]),
+        ("qwen3", {"layer_weights": [1.0, 0.5]}, ["a mean of its layers"]),
         (
             "qwen3",
             {"rope_parameters_": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}},

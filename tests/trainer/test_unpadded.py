@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "layered": {"attention": LAYERED},
     "ALiBi": {"positions": "alibi"},
     "adapters": {"lora": {"rank": 2}},
+    "mean of layers": {"layer_weights": [2, 0, 0.5]},
 }
 CASES = [(kind, setting) for kind in FAMILIES for setting in SETTINGS if kind != "bert" or setting == "bidirectional"]
 # More tokens than the 256 positions of BERT; some chunks hold texts of one length, some of several, one a long text alone.
@@ -106,13 +107,13 @@ def test_no_layer_sees_padding(family: Family) -> None:
 
 
 def test_with_dropout_every_way_to_save_memory_gives_the_same_gradients(family: Family) -> None:
-    folder = family("qwen3", attention_dropout=0.2)
-    expected = computed(encoder_of(folder, True).train())
+    folder, layers = family("qwen3", attention_dropout=0.2), {"layer_weights": [2, 1, 0.5]}
+    expected = computed(encoder_of(folder, True, **layers).train())
     for cached, checkpointing in ((True, False), (False, True), (True, True)):
-        encoder = encoder_of(folder, True).train()
+        encoder = encoder_of(folder, True, **layers).train()
         encoder.activation_checkpointing(checkpointing)
         same(computed(encoder, cached), expected)
-    vectors = computed(encoder_of(folder, False))["vectors"]
+    vectors = computed(encoder_of(folder, False, **layers))["vectors"]
     assert (vectors - expected["vectors"]).norm() > 0.01  # dropout was on
 
 
@@ -126,7 +127,7 @@ def test_in_bfloat16_vectors_are_those_of_float32_up_to_rounding(tiny_base: str)
     assert (found[0] - found[1]).norm() <= 0.02 * found[0].norm()
 
 
-@pytest.mark.parametrize("setting", ["bidirectional", "layered"])
+@pytest.mark.parametrize("setting", ["bidirectional", "layered", "mean of layers"])
 def test_an_export_has_no_trace_of_it(setting: str, family: Family, tmp_path: Path) -> None:
     encoder = encoder_of(family("llama"), True, **SETTINGS[setting]).float().eval()
     export(encoder, str(tmp_path / "model"), {"query": "", "document": ""}, "toy", "none", [32], {})
