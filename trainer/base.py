@@ -103,7 +103,8 @@ def _load_model(path: str, config: ModelConfig) -> Any:
     if config.layers is not None:
         _cut(settings, config, config.layers)
     if config.layer_weights is not None:
-        _show_layers(settings, config, config.layer_weights)
+        _check_weights(settings, config, config.layer_weights)
+    settings.output_hidden_states = config.layer_weights is not None  # stays in the config of an export
     plan(settings, config)
     # The one switch that is honoured with and without padding, and that survives saving (transformers >= 5.2).
     settings.is_causal = not config.bidirectional
@@ -140,14 +141,13 @@ def _cut(settings: Any, config: ModelConfig, layers: int) -> None:
         settings.layer_types = settings.layer_types[:layers]
 
 
-def _show_layers(settings: Any, config: ModelConfig, weights: list[float]) -> None:
+def _check_weights(settings: Any, config: ModelConfig, weights: list[float]) -> None:
     layers = getattr(settings, "num_hidden_layers", None)
     if layers != len(weights):
         raise UserError(
             f"model.layer_weights has {len(weights)} weights; the base '{config.base}' has {layers} layers"
             f"{'' if config.layers is None else ' (model.layers)'}. Give one for each, from the first."
         )
-    settings.output_hidden_states = True  # also where an export is opened
 
 
 def token_states(output: Any, weights: Sequence[float] | None) -> Tensor:

@@ -74,7 +74,7 @@ class ModelConfig(Model):
     pooling: Literal["mean", "last", "cls", "weighted"] = Field(
         "mean", description="mean; last or first (cls) token; weighted: the mean with weights 1, 2, 3, ... (SGPT)."
     )
-    layer_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
+    layer_weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
         None, description="What is pooled is the mean of all layers' outputs with these weights; the last output when absent."
     )
     pool_instruction: bool = Field(True, description="Whether the tokens of the instruction count in the pooling.")

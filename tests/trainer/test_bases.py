@@ -262,9 +262,9 @@ def test_a_mean_of_layers_is_that_of_what_each_layer_gives(kind: str, family: Fa
     refused(r"layer_weights has 2 weights; the base '.*' has 3 layers. Give one for each", family(kind), layer_weights=[1, 1])
 
 
-@pytest.mark.parametrize("weights", [[0, 0, 0], [1, -1, 1], []])
+@pytest.mark.parametrize("weights", [[0, 0, 0], [1, -1, 1], [1, float("inf")], []])
 def test_weights_of_layers_are_not_negative_and_not_all_0(weights: list[float]) -> None:
-    with pytest.raises(ValidationError, match=r"not all of them 0|greater than or equal to 0"):
+    with pytest.raises(ValidationError, match=r"not all of them 0|greater than or equal to 0|finite"):
         ModelConfig(base="x", layer_weights=weights)
 
 
