@@ -34,7 +34,7 @@ documents = model.encode_document(["open(file, mode='r') opens file and returns 
 model.similarity(queries, documents)
 ```
 
-Trained on the build `{build}`; {layers} layers, {attention}, {pooling} pooling, unit length.
+Trained on the build `{build}`; {layers} layers, {attention}, {pooling} pooling{pooled}, unit length.
 Dimensions that were trained: {dimensions}.
 Prompts (`prompt_name`): {prompts}. `query` and `document` are the most frequent ones of the training rows.
 
@@ -71,6 +71,7 @@ def export(
         "|---|---|",
         *(f"| {each} | {scores[each]:.3f} |" for each in scores),
     ]
+    weights = encoder.config.layer_weights
     card = _CARD.format(
         title=title,
         build=build,
@@ -81,6 +82,9 @@ def export(
         needed=_NEEDED if hasattr(encoder.base.config, attention.PATTERN) else "",
         attention=attention.said(encoder.base.config),
         pooling=encoder.config.pooling,
+        pooled=""
+        if weights is None
+        else f" of a mean of the layers with the weights {', '.join(f'{each:g}' for each in weights)}",
         prompts=", ".join(f"`{name}`" for name in prompts),
         metrics="\n".join(table),
     )

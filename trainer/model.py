@@ -230,7 +230,7 @@ class Encoder(nn.Module):
 
 
 def padded_states(
-    base: Any, rows: list[Tensor], padding: int, device: torch.device, layer_weights: Sequence[float] | None = None
+    base: Any, rows: list[Tensor], padding: int, device: torch.device, layer_weights: Sequence[float] | None
 ) -> Tensor:
     """The hidden states [n, longest, width] of n texts of token ids (base.token_states); anything where a text has no token."""
     lengths = torch.tensor([len(row) for row in rows])

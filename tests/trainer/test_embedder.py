@@ -54,6 +54,8 @@ def test_an_export_gives_the_vectors_of_the_encoder(change: dict[str, Any], tiny
     if "lora" in change:
         pytest.importorskip("peft", reason="the extra 'lora' is not installed")
     encoder, folder = exported(tmp_path / "model", {"base": tiny_base, "max_length": 24, **change})
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert ("with the weights 2, 0, 0.5, unit length" in card) == (change.get("layer_weights") == [2, 0, 0.5])
     embedder = Embedder.load(folder)
     for kind, prompt in PROMPTS.items():
         ours = encoder.embed([Prompted(prompt, text) for text in TEXTS])

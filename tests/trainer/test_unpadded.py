@@ -106,8 +106,9 @@ def test_no_layer_sees_padding(family: Family) -> None:
     assert sum(count for _, count in seen) == sum(LENGTHS)
 
 
-def test_with_dropout_every_way_to_save_memory_gives_the_same_gradients(family: Family) -> None:
-    folder, layers = family("qwen3", attention_dropout=0.2), {"layer_weights": [2, 1, 0.5]}
+@pytest.mark.parametrize("setting", ["bidirectional", "mean of layers"])
+def test_with_dropout_every_way_to_save_memory_gives_the_same_gradients(setting: str, family: Family) -> None:
+    folder, layers = family("qwen3", attention_dropout=0.2), SETTINGS[setting]
     expected = computed(encoder_of(folder, True, **layers).train())
     for cached, checkpointing in ((True, False), (False, True), (True, True)):
         encoder = encoder_of(folder, True, **layers).train()
