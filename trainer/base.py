@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
 from torch import Tensor
 
 from datakit.assets import locate
@@ -50,7 +52,19 @@ def load_base(config: ModelConfig, seed: int) -> tuple[Any, Any]:
             raise UserError(f"The tokenizer of the base '{config.base}' has no token for padding, end or unknown.")
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
+    if config.lowercase:
+        _set_lowercase(tokenizer, config.base)
     return base, tokenizer
+
+
+def _set_lowercase(tokenizer: Any, name: str) -> None:
+    """Lower case before all else that the tokenizer does to a text: tokenizer.json keeps it, for servers too."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            f"model.lowercase: the base '{name}' has no fast tokenizer. Leave it out, or put texts in lower case before."
+        )
+    backend.normalizer = Normalizers([Lowercase(), *([] if backend.normalizer is None else [backend.normalizer])])
 
 
 @contextmanager

@@ -78,6 +78,7 @@ class ModelConfig(Model):
         None, description="What is pooled is the mean of all layers' outputs with these weights; the last output when absent."
     )
     pool_instruction: bool = Field(True, description="Whether the tokens of the instruction count in the pooling.")
+    lowercase: bool = Field(False, description="Texts and instructions are read in lower case.")
     projection: int | None = Field(None, ge=1, description="Dimension of a linear layer after the pooling; none when absent.")
     max_length: int = Field(512, ge=2, description="Texts are cut to so many tokens, instruction included.")
     embeddings: Literal["trained", "frozen", "sparse"] = Field(

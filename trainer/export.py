@@ -34,7 +34,7 @@ documents = model.encode_document(["open(file, mode='r') opens file and returns 
 model.similarity(queries, documents)
 ```
 
-Trained on the build `{build}`; {layers} layers, {attention}, {pooling} pooling{pooled}, unit length.
+Trained on the build `{build}`; {layers} layers, {attention}, {pooling} pooling{pooled}, unit length{case}.
 Dimensions that were trained: {dimensions}.
 Prompts (`prompt_name`): {prompts}. `query` and `document` are the most frequent ones of the training rows.
 
@@ -85,6 +85,7 @@ def export(
         pooled=""
         if weights is None
         else f" of a mean of the layers with the weights {', '.join(f'{each:g}' for each in weights)}",
+        case="; texts are read in lower case" if encoder.config.lowercase else "",
         prompts=", ".join(f"`{name}`" for name in prompts),
         metrics="\n".join(table),
     )
@@ -107,7 +108,8 @@ def _write(encoder: Encoder, folder: str, prompts: Mapping[str, str]) -> None:
     tokenizer.save_pretrained(folder)
     width = int(encoder.base.config.hidden_size)
     pooling = Pooling(width, pooling_mode=_POOLING[encoder.config.pooling], include_prompt=encoder.config.pool_instruction)
-    modules = [Transformer(folder, max_seq_length=encoder.config.max_length)]
+    lower = encoder.config.lowercase
+    modules = [Transformer(folder, max_seq_length=encoder.config.max_length, do_lower_case=lower)]
     if (weights := encoder.config.layer_weights) is not None:
         values = torch.nn.Parameter(torch.tensor(weights))
         modules.append(WeightedLayerPooling(width, num_hidden_layers=len(weights), layer_start=1, layer_weights=values))
@@ -120,6 +122,10 @@ def _write(encoder: Encoder, folder: str, prompts: Mapping[str, str]) -> None:
     modules.append(Normalize())
     model = SentenceTransformer(modules=modules, prompts=dict(prompts), similarity_fn_name="cosine", device=str(encoder.device))
     model.save(folder, create_model_card=False)
+    if lower:
+        # tokenizer.json says it, but some classes of tokenizers, as that of Qwen2, do not heed it when they are opened.
+        settings = os.path.join(folder, "sentence_bert_config.json")
+        storage.write_json(settings, {**storage.read_json(settings), "do_lower_case": True})
     heads.save(encoder, folder)
 
 

@@ -197,6 +197,7 @@ def compare(names: Sequence[str], folders: Sequence[str], sources: Sequence[dict
             "layer weights": {key: value.tolist() for key, value in tensors.items() if key.endswith("/layer_weights")},
             "pooling": [_json(folder, f"{each['path']}/config.json") for each in _json(folder, "modules.json")[1:]],
             "is_causal": _json(folder, "config.json").get("is_causal"),
+            "lower case": _json(folder, "sentence_bert_config.json").get("do_lower_case", False),
             "attention by layer": _json(folder, "config.json").get(attention.PATTERN),
         }
         for folder, tensors in zip(folders, sources, strict=True)

@@ -111,7 +111,7 @@ def _onnx(model: Any, source: str, scratch: str) -> list[str]:
 def _tei(model: Any, source: str, scratch: str) -> list[str]:
     wrong = unlike_in_tei(model)
     _copy(source, scratch, weights=not wrong)
-    length = {"max_seq_length": int(model.max_seq_length), "do_lower_case": False}
+    length = {"max_seq_length": int(model.max_seq_length), "do_lower_case": bool(model[0].do_lower_case)}
     storage.write_json(os.path.join(scratch, "sentence_bert_config.json"), length)
     (pooling,) = _pooling(model)
     flags = dict.fromkeys(TEI_POOLING.values(), False) | {"cls_token" if wrong else TEI_POOLING[pooling.pooling_mode]: True}

@@ -268,6 +268,31 @@ def test_weights_of_layers_are_not_negative_and_not_all_0(weights: list[float]) 
         ModelConfig(base="x", layer_weights=weights)
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_lower_case_is_read_alike_before_and_after_export(kind: str, family: Family, tmp_path: Path) -> None:
+    """Prompts are lowered too; a special token that stands in capitals in the vocabulary is none of the text's letters."""
+    mixed = ["The RED House", "A", "What is green <|endoftext|> Horse"]
+    lower = [text.lower() for text in mixed]
+    plain = encoder_of(family(kind))
+    encoder = encoder_of(family(kind), lowercase=True)
+    assert encoder.tokenize(bare(mixed)).ids == plain.tokenize(bare(lower)).ids != plain.tokenize(bare(mixed)).ids
+    assert encoder.tokenize([Prompted("Query: ", "A")]).ids == plain.tokenize([Prompted("query: ", "a")]).ids
+    assert encoder.tokenizer.eos_token_id in encoder.tokenize(bare(mixed)).ids[2]
+    folder = exported(encoder, tmp_path / "model")
+    opened = SentenceTransformer(folder, device="cpu")
+    np.testing.assert_allclose(opened.encode(mixed), plain.embed(bare(lower)), atol=1e-5)
+    served = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    assert [served.encode(text).ids for text in mixed] == encoder.tokenize(bare(mixed)).ids
+    again = encoder_of(folder, lowercase=True)
+    np.testing.assert_allclose(again.embed(bare(mixed)), encoder.embed(bare(mixed)), atol=1e-5)
+
+
+def test_lower_case_needs_a_tokenizer_that_can_be_told(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = transformers.ByT5Tokenizer()
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: slow)
+    refused("model.lowercase: the base '.*' has no fast tokenizer", family("llama"), lowercase=True)
+
+
 def test_folders_files_and_tokenizers_that_are_none_are_refused_in_one_sentence(
     family: Family, tmp_path: Path, bpe: transformers.PreTrainedTokenizerFast
 ) -> None:

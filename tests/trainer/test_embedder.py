@@ -44,6 +44,7 @@ def exported(folder: Path, config: dict[str, Any]) -> tuple[Any, str]:
         {"pooling": "weighted", "pool_instruction": False, "projection": 16},
         {"projection": 16},
         {"layer_weights": [2, 0, 0.5]},
+        {"lowercase": True},
         {"layer_weights": [1, 2, 3], "pooling": "weighted", "pool_instruction": False, "projection": 16, "lora": {"rank": 4}},
         {"lora": {"rank": 4}},
         {"bidirectional": False, "pooling": "last"},
@@ -56,6 +57,7 @@ def test_an_export_gives_the_vectors_of_the_encoder(change: dict[str, Any], tiny
     encoder, folder = exported(tmp_path / "model", {"base": tiny_base, "max_length": 24, **change})
     card = (tmp_path / "model" / "README.md").read_text()
     assert ("with the weights 2, 0, 0.5, unit length" in card) == (change.get("layer_weights") == [2, 0, 0.5])
+    assert ("texts are read in lower case" in card) == bool(change.get("lowercase"))
     embedder = Embedder.load(folder)
     for kind, prompt in PROMPTS.items():
         ours = encoder.embed([Prompted(prompt, text) for text in TEXTS])

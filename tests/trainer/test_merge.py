@@ -206,10 +206,16 @@ def test_what_cannot_be_merged_is_refused_in_a_sentence(variant: Make, tmp_path:
     assert not Path(output).exists()
 
 
-def test_models_that_pool_in_other_ways_are_not_merged(tiny_base: str, tmp_path: Path) -> None:
+def test_models_that_read_or_pool_in_other_ways_are_not_merged(tiny_base: str, tmp_path: Path) -> None:
     folders = []
     for number, way in enumerate(
-        [{}, {"layer_weights": [1, 2]}, {"layer_weights": [1, 3]}, {"layer_weights": [1, 2], "pooling": "last"}]
+        [
+            {},
+            {"layer_weights": [1, 2]},
+            {"layer_weights": [1, 3]},
+            {"layer_weights": [1, 2], "pooling": "last"},
+            {"lowercase": True},
+        ]
     ):
         encoder = load_encoder(ModelConfig.model_validate({"base": tiny_base, "layers": 2, "max_length": 24, **way}))
         folders.append(str(tmp_path / str(number)))
@@ -218,6 +224,7 @@ def test_models_that_pool_in_other_ways_are_not_merged(tiny_base: str, tmp_path:
         (0, 1, "layer_weights': absent"),
         (1, 2, "differ in layer weights"),
         (1, 3, "differ in pooling"),
+        (0, 4, "differ in lower case: False in"),
     ):
         with pytest.raises(UserError, match=expected):
             merge([folders[one], folders[other]], str(tmp_path / "merged"))

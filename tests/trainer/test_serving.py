@@ -16,6 +16,7 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from test_trainer_cli import run
+from tokenizers import Tokenizer
 from toys import save_base, tiny_config
 
 from datakit.errors import BuildError, MissingExtra, UserError
@@ -131,6 +132,25 @@ def test_a_mean_of_layers_is_served(kind: Format, make: Make, tmp_path: Path) ->
                 np.testing.assert_allclose(row[: len(expected)], expected, atol=1e-4)
         vectors = found[1] if kind == "onnx" else found[0][:, 0]
         np.testing.assert_allclose(vectors, np.stack(one_by_one(model, ids, mask)), atol=1e-4)
+
+
+@onnx
+@pytest.mark.parametrize("kind", ["onnx", "tei"])
+def test_servers_read_in_lower_case(kind: Format, make: Make, tmp_path: Path) -> None:
+    source = make("qwen3", lowercase=True)
+    serve(source, str(tmp_path / "served"), kind)
+    model, texts = SentenceTransformer(source, device="cpu"), ["The RED house", "A"]
+    read = Tokenizer.from_file(str(tmp_path / "served" / "tokenizer.json"))
+    for text in texts:
+        ids = torch.tensor([read.encode(text).ids])
+        assert ids.tolist() == [read.encode(text.lower()).ids]
+        expected = model.encode([text, text.lower()])
+        np.testing.assert_allclose(
+            model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"].detach(),
+            expected[:1],
+            atol=1e-5,
+        )
+        np.testing.assert_allclose(expected[0], expected[1], atol=1e-6)
 
 
 @onnx
