@@ -97,10 +97,8 @@ def test_features_show_what_a_wrong_positive_lacks_and_do_not_depend_on_the_neig
     assert all("\n" not in line for line in lines)
 
 
-def test_the_same_rows_give_the_same_bytes_and_a_model_that_tells_good_from_spoilt(
-    documentation: pa.Table, tmp_path: Path
-) -> None:
-    labelled = quality_train.corrupted(documentation, 0.3, 5)
+def test_the_same_rows_give_the_same_bytes(documentation: pa.Table, tmp_path: Path) -> None:
+    labelled = quality_train.corrupted(documentation, 0.15, 5)  # Python 3.11.2 has 258 sections, and 200 are the least
     for name in ("a", "b"):
         quality_train.train(labelled, 5).save_model(str(tmp_path / name))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
