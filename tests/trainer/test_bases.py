@@ -270,7 +270,7 @@ def test_weights_of_layers_are_not_negative_and_not_all_0(weights: list[float]) 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_lower_case_is_read_alike_before_and_after_export(kind: str, family: Family, tmp_path: Path) -> None:
-    """Prompts are lowered too; a special token that stands in capitals in the vocabulary is none of the text's letters."""
+    """Against texts that were lowered before. Prompts are lowered too, and special tokens stay what they are."""
     mixed = ["The RED House", "A", "What is green <|endoftext|> Horse"]
     lower = [text.lower() for text in mixed]
     plain = encoder_of(family(kind))
