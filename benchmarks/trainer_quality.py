@@ -10,8 +10,8 @@ stages: the three stages. plain: the first stage without Matryoshka. Fourth stag
 more weight for few dimensions; neighbours, KL over short texts and those nearest to them; written, the same, mostly over
 statements that SmolLM2-135M wrote; similarity, STS-B's training rows; bare, their sentences and the teacher without the grades.
 peer: sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the
-seconds of the three stages. switches: two short stages with every switch on and each turned alone, with two seeds, by `trainer ablate`:
-scores on STS-B and the validation split with 95 % intervals, also in switches/ablation.html.
+seconds of the three stages. switches: two short stages with every switch on and each turned alone, with two seeds, by `trainer
+ablate`: scores on STS-B and the validation split with 95 % intervals, also in switches/ablation.html.
 
 Measured by mteb on eval/ (mixtures/evaluation-sets.yaml): Spearman on STS-B, nDCG@10 on SciFact, Cranfield and CoSQA, accuracy on
 Banking77. Texts are cut to 128 tokens, in training to 64. Products of these measurements are in bfloat16 where the processor has
