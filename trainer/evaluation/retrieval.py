@@ -221,11 +221,17 @@ def encoded(task: Task, name: str, dimensions: Sequence[int] = ()) -> tuple[np.n
     if too_wide := [dimension for dimension in dimensions if dimension > width]:
         raise UserError(f"Dimension {max(too_wide)} is above that of the model '{name}', which is {width}.")
 
-    # A model of ours has a prompt for each category; another may have one for all queries, or none.
-    prompts = [model.prompts.get(category, model.prompts.get("query", "")) for category in task.categories]
-    queries = np.zeros((len(prompts), width), np.float32)
-    for prompt in sorted(set(prompts)):
-        places = [place for place, each in enumerate(prompts) if each == prompt]
-        queries[places] = model.encode([task.queries[place][0] for place in places], prompt=prompt, show_progress_bar=False)
+    queries = embed_queries(model, [text for text, _ in task.queries], task.categories)
     documents = model.encode_document([text for text, _ in task.documents], show_progress_bar=False)
     return queries, np.asarray(documents)
+
+
+def embed_queries(model: Any, texts: Sequence[str], categories: Sequence[str]) -> np.ndarray:
+    """Vectors [n, d] float32 of n queries, each with the prompt of its category where a sentence-transformers model has one."""
+    # A model of ours has a prompt for each category; another may have one for all queries, or none.
+    prompts = [model.prompts.get(category, model.prompts.get("query", "")) for category in categories]
+    vectors = np.zeros((len(prompts), int(model.get_embedding_dimension())), np.float32)
+    for prompt in sorted(set(prompts)):
+        places = [place for place, each in enumerate(prompts) if each == prompt]
+        vectors[places] = model.encode([texts[place] for place in places], prompt=prompt, show_progress_bar=False)
+    return vectors
