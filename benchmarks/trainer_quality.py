@@ -9,6 +9,7 @@ layers are made bidirectional and trained in three stages with all-MiniLM-L6-v2 
 stages: the three stages. plain: the first stage without Matryoshka. Fourth stages after these three: longer, the third again with
 more weight for few dimensions; neighbours, KL over short texts and those nearest to them; written, the same, mostly over
 statements that SmolLM2-135M wrote; similarity, STS-B's training rows; bare, their sentences and the teacher without the grades.
+rotated: the teacher, and the last of the models above, after `trainer rotate` with the texts of the build.
 peer: sentence-transformers' MatryoshkaLoss over MultipleNegativesRankingLoss with one mined negative, on the same rows, for the
 seconds of the three stages. switches: two short stages with every switch on and each turned alone, with two seeds, by `trainer
 ablate`: scores on STS-B and the validation split with 95 % intervals, also in switches/ablation.html.
@@ -55,7 +56,7 @@ LATER_WEIGHTS = [1.0, 1.0, 2.0, 4.0]
 TEST_LENGTH = 128
 SETS = ["stsb-en", "scifact", "cranfield", "cosqa", "banking77"]
 FOURTH = ["longer", "neighbours", "written", "similarity", "bare"]
-PARTS = ["stages", "plain", *FOURTH, "peer", "switches"]
+PARTS = ["stages", "plain", *FOURTH, "rotated", "peer", "switches"]
 READINGS: dict[str, dict[str, Any]] = {"cased": {}, "lower": {"lowercase": True, "layer_weights": [1.0, 0.1, 0.1, 0.1]}}
 STEPS = (150, 20, 600)
 STEPS_OF_PEER = 10_000  # more than there is time for
@@ -227,6 +228,20 @@ def peer(work: Path, build: Path, base: Path, seconds: float) -> None:
     model.save(str(folder))
 
 
+def rotated(name: str, model: str, runs: Path, build: str) -> str:
+    """The folder of a model after `trainer rotate`, with the texts of a build."""
+    folder = runs / "models" / f"{label(name)}-rotated"
+    if not folder.is_dir():
+        options = ["--data", build, "--output", str(folder), "--rows", "4000", *(f"--dimension={each}" for each in PREFIXES[1:])]
+        subprocess.run([sys.executable, "-m", "trainer.cli", "rotate", model, *options], check=True)
+    return str(folder)
+
+
+def label(name: str) -> str:
+    """The name of a model as that of a file."""
+    return name.replace(" ", "-").replace(":", "").replace(",", "")
+
+
 REFERENCE: dict[str, Any] = {"false_negative_margin": 0.1, "focal": {"gamma": 0.5}}
 # A row's documents alone, at the temperature of the other stages, taught less (benchmarks/README.md).
 DISTILLATION = {
@@ -309,13 +324,16 @@ def main() -> None:
         if name in arguments.parts:
             folder = branched(name, runs, three, fourth_stage(name, data, work, distilled), build, reading)
             models[f"stages, then {name}"] = str(folder / name / "model")
+    if "rotated" in arguments.parts:
+        for name in ("all-MiniLM-L6-v2, the teacher", list(models)[-1]):
+            models[f"{name}, rotated"] = rotated(name, models[name], runs, build)
     if "peer" in arguments.parts:
         peer(runs, Path(build), base, arguments.seconds or seconds_of(stages))
         models["sentence-transformers"] = str(runs / "models/peer/model")
     columns = ["model", "dimensions", *arguments.sets, "kept, mean"]
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, model in models.items():
-        found = scores(model, arguments.sets, runs / "scores" / name.replace(" ", "-").replace(":", ""))
+        found = scores(model, arguments.sets, runs / "scores" / label(name))
         widest = found[max(found)]
         for dimension, values in found.items():
             kept = np.mean([values[each] / widest[each] for each in arguments.sets])
