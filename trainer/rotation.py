@@ -66,10 +66,11 @@ class Rotated:
 def rotate(model: str, build: Build, output: str, dimensions: Sequence[int], rows: int = 10_000, seed: int = 0) -> Rotated:
     """Writes a model with a rotation at its end to the folder `output`, whole or not at all, and measures both on the build.
 
-    It is learned for these dimensions, where there are none for those that the model was trained at, on the texts of at most so
-    many training rows. Raises UserError where there is no such
-    model or dimension, or the model has heads; BuildError where what was written gives other vectors.
+    It is learned for these dimensions, or for those that the model was trained at, on the texts of at most so many training rows.
+    Raises UserError where there is no such model or dimension, or the model has heads; BuildError where what was written gives
+    other vectors.
     """
+    output = os.path.normpath(output)
     if os.path.lexists(output):
         raise UserError(f"The output '{output}' is there already. Choose another --output, or move it away.")
     whole, folder = load(model), locate(model)
@@ -79,7 +80,9 @@ def rotate(model: str, build: Build, output: str, dimensions: Sequence[int], row
         dimensions = [each for each in storage.read_json(trained)["dimensions"] if each != width]
     dimensions = sorted(set(dimensions), reverse=True)
     if not dimensions or not 1 <= dimensions[-1] <= dimensions[0] < width:
-        raise UserError(f"The dimensions are {dimensions}; allowed: from 1 to {width - 1}, as '{model}' has {width}.")
+        raise UserError(
+            f"The dimensions are {dimensions}; give --dimension, once or more, from 1 to {width - 1}, as '{model}' has {width}."
+        )
     if heads.load(folder):
         raise UserError(f"'{model}' has heads, which read its vectors as they are. Rotate a model without heads.")
     task = load_task(build)
@@ -88,7 +91,7 @@ def rotate(model: str, build: Build, output: str, dimensions: Sequence[int], row
     matrix = learned(embedded(whole, build, rows), dimensions, seed)
     widths = [width, *dimensions]
     found = Rotated(*(evaluate_vectors(task, queries @ each, documents @ each, widths) for each in (np.eye(width), matrix)))
-    scratch = f"{os.path.normpath(output)}.tmp"
+    scratch = f"{output}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         appended(whole, matrix).save(scratch, create_model_card=False)
@@ -99,9 +102,8 @@ def rotate(model: str, build: Build, output: str, dimensions: Sequence[int], row
         )  # fmt: skip
         storage.write_bytes(os.path.join(scratch, "README.md"), card.encode())
         storage.write_json(os.path.join(scratch, TRAINED), {"dimensions": widths})
-        texts = [text for text, _ in task.documents[:16]]
-        written = load(scratch).encode_document(texts, show_progress_bar=False)
-        difference = float(np.abs(unit(written) - unit(documents[: len(texts)] @ matrix)).max())
+        written = load(scratch).encode_document([text for text, _ in task.documents[:16]], show_progress_bar=False)
+        difference = float(np.abs(unit(written) - unit(documents[:16] @ matrix)).max())
         if not difference <= 1e-3:
             raise BuildError(f"The rotated model gives other vectors when it is opened (difference {difference:.1e}).")
         os.replace(scratch, output)

@@ -149,9 +149,11 @@ def test_a_model_that_knew_no_matryoshka_is_rotated_for_the_dimensions_that_are_
     plain = model(tmp_path / "plain", tiny_base)
     (tmp_path / "plain" / "matryoshka.json").unlink()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"The dimensions are \[\]; allowed: from 1 to 31, as '.*plain' has 32"):
+    with pytest.raises(
+        UserError, match=r"The dimensions are \[\]; give --dimension, once or more, from 1 to 31, as '.*plain' has 32"
+    ):
         rotate(plain, toy_build, "none", [])
-    arguments = ["trainer", "rotate", plain, "-d", toy_build.path, "-o", "rotated", "--dimension", "4", "--dimension", "12"]
+    arguments = ["trainer", "rotate", plain, "-d", toy_build.path, "-o", "rotated/", "--dimension", "4", "--dimension", "12"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -190,7 +192,7 @@ def test_what_cannot_be_rotated_is_refused_in_a_sentence_and_leaves_nothing(
 ) -> None:
     plain, output = model(tmp_path / "plain", tiny_base), str(tmp_path / "rotated")
     for dimensions in ([32], [0, 8], [64]):
-        with pytest.raises(UserError, match="allowed: from 1 to 31"):
+        with pytest.raises(UserError, match="from 1 to 31"):
             rotate(plain, toy_build, output, dimensions)
     with pytest.raises(UserError, match="is there already"):
         rotate(plain, toy_build, plain, [8])
