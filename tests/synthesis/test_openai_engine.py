@@ -224,8 +224,10 @@ def test_a_build_with_a_third_of_all_attempts_failing_equals_one_without(tmp_pat
     assert len(rows(failing)) == 120
     assert set(made) == set(kinds)
     counted = run_facts(failing)["failed_attempts"]
+    # On a busy machine an answer may come when its time has run out.
+    late = counted["timeout"] - made["timeout"]
     for kind in ("rate_limited", "server_error", "malformed"):
-        assert counted[kind] == made[kind]
+        assert made[kind] - late <= counted[kind] <= made[kind]
     # A connection may also break, or time run out, before a request has reached the server.
     for kind in ("connection", "timeout"):
         assert counted[kind] >= made[kind]
