@@ -168,9 +168,9 @@ def test_a_beginning_that_is_shared_changes_no_answer(tiny_model: Path) -> None:
         Conversation((Message("system", "be " + "very " * (number % 2) + "kind"), Message("user", "tell " * (number + 1))), 3)
         for number in range(4)
     ]
-    inputs = _inputs(loaded, asked, 8)
+    inputs = _inputs(loaded, asked)
     assert "past_key_values" in inputs
-    assert "past_key_values" not in _inputs(loaded, asked[:1], 8)
+    assert "past_key_values" not in _inputs(loaded, asked[:1])
     assert generate(loaded, engine, asked, 0) == [generate(loaded, engine, [alone], 0)[0] for alone in asked]
 
 

@@ -129,7 +129,7 @@ def generate(loaded: Loaded, config: TransformersEngine, conversations: Sequence
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     tokenizer, model = loaded.tokenizer, loaded.model
-    inputs = _inputs(loaded, conversations, config.max_tokens)
+    inputs = _inputs(loaded, conversations)
     width = inputs["input_ids"].shape[1]
     sampling: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:
@@ -157,14 +157,12 @@ def generate(loaded: Loaded, config: TransformersEngine, conversations: Sequence
     return answers
 
 
-def _inputs(loaded: Loaded, conversations: Sequence[Conversation], new_tokens: int) -> dict[str, Any]:
+def _inputs(loaded: Loaded, conversations: Sequence[Conversation]) -> dict[str, Any]:
     """What `generate` takes for a batch. What comes before the last message is read once for all conversations that share it.
 
     The cache of the shared beginnings is spread over the rows, and the last messages come after it, both padded on the left.
     """
     import torch
-
-    from datakit.synthesis.engines.cache import give_room
 
     tokenizer, model = loaded.tokenizer, loaded.model
     wholes = [
@@ -186,7 +184,6 @@ def _inputs(loaded: Loaded, conversations: Sequence[Conversation], new_tokens: i
         places = (shared["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         cache = model(**shared, position_ids=places, use_cache=True, logits_to_keep=1).past_key_values
     cache.reorder_cache(rows)
-    give_room(cache, own["input_ids"].shape[1] + new_tokens)
     return {
         "input_ids": torch.cat([shared["input_ids"][rows], own["input_ids"]], dim=1),
         "attention_mask": torch.cat([shared["attention_mask"][rows], own["attention_mask"]], dim=1),
