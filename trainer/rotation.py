@@ -28,7 +28,7 @@ from datakit.opened import Build
 from datakit.schema import digest
 from trainer import checkpoint, heads
 from trainer.data import part_files, usable_blocks
-from trainer.evaluation.retrieval import METRIC, Result, embed_queries, evaluate_vectors, load, load_task, unit
+from trainer.evaluation.retrieval import METRIC, Result, embed_queries, embed_task, evaluate_vectors, load, load_task, unit
 from trainer.export import TRAINED
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,7 @@ def rotate(model: str, build: Build, output: str, dimensions: Sequence[int], row
     if heads.load(folder):
         raise UserError(f"'{model}' has heads, which read its vectors as they are. Rotate a model without heads.")
     task = load_task(build)
-    queries = embed_queries(whole, [text for text, _ in task.queries], task.categories)
-    documents = np.asarray(whole.encode_document([text for text, _ in task.documents], show_progress_bar=False))
+    queries, documents = embed_task(whole, task)
     matrix = learned(embedded(whole, build, rows), dimensions, seed)
     widths = [width, *dimensions]
     found = Rotated(*(evaluate_vectors(task, queries @ each, documents @ each, widths) for each in (np.eye(width), matrix)))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from test_merge import files
 from toys import MakeBuild, row
@@ -198,9 +199,8 @@ def test_what_cannot_be_rotated_is_refused_in_a_sentence_and_leaves_nothing(
         rotate(plain, toy_build, plain, [8])
     with pytest.raises(UserError, match="could not be loaded"):
         rotate(str(tmp_path / "nothing"), toy_build, output, [8])
-    (tmp_path / "plain" / "heads.safetensors").touch()
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="has heads"):
-        patch.setattr(module.heads, "load", lambda folder: {"one": object()} if folder == plain else {})
+    save_file({"heads.one.first.weight": torch.eye(32)}, tmp_path / "plain" / "heads.safetensors")
+    with pytest.raises(UserError, match="has heads"):
         rotate(plain, toy_build, output, [8])
     (tmp_path / "plain" / "heads.safetensors").unlink()
     with monkeypatch.context() as patch, pytest.raises(BuildError, match="gives other vectors when it is opened"):

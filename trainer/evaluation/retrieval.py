@@ -221,6 +221,11 @@ def encoded(task: Task, name: str, dimensions: Sequence[int] = ()) -> tuple[np.n
     if too_wide := [dimension for dimension in dimensions if dimension > width]:
         raise UserError(f"Dimension {max(too_wide)} is above that of the model '{name}', which is {width}.")
 
+    return embed_task(model, task)
+
+
+def embed_task(model: Any, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of queries [Q, d] and documents [N, d] by a sentence-transformers model that is loaded."""
     queries = embed_queries(model, [text for text, _ in task.queries], task.categories)
     documents = model.encode_document([text for text, _ in task.documents], show_progress_bar=False)
     return queries, np.asarray(documents)
