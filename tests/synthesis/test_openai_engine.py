@@ -213,21 +213,20 @@ def test_a_build_with_a_third_of_all_attempts_failing_equals_one_without(tmp_pat
             return None
         kind = kinds[(place + number) % len(kinds)]
         made[kind] += 1
-        return FAULTS[kind]
+        # Longer than elsewhere, as on a busy machine other answers would come too late as well.
+        return Fault(stall=4.0) if kind == "timeout" else FAULTS[kind]
 
     documents = write_documents(tmp_path, 20)
     with serving(script) as bad, serving() as good:
-        failing = run_step(step(tmp_path / "a", documents, openai_engine(bad, timeout=0.5)), str(tmp_path / "a"))
+        failing = run_step(step(tmp_path / "a", documents, openai_engine(bad, timeout=3.0)), str(tmp_path / "a"))
         sound = run_step(step(tmp_path / "b", documents, openai_engine(good)), str(tmp_path / "b"))
     assert rows(failing) == rows(sound)
     assert failing.report == sound.report
     assert len(rows(failing)) == 120
     assert set(made) == set(kinds)
     counted = run_facts(failing)["failed_attempts"]
-    # On a busy machine an answer may come when its time has run out.
-    late = counted["timeout"] - made["timeout"]
     for kind in ("rate_limited", "server_error", "malformed"):
-        assert made[kind] - late <= counted[kind] <= made[kind]
+        assert counted[kind] == made[kind]
     # A connection may also break, or time run out, before a request has reached the server.
     for kind in ("connection", "timeout"):
         assert counted[kind] >= made[kind]
