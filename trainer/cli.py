@@ -19,6 +19,8 @@ app = typer.Typer(
 out = console()
 err = console(stderr=True)
 
+VALIDATION = "nDCG@10 on the validation split"
+
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A run file, such as mixtures/quickstart-train.yaml.")]
 BuildPath = Annotated[
     str | None,
@@ -185,10 +187,11 @@ def merge(
     """Merge models of one architecture into one, and measure inputs and merge on a build (nDCG@10 by dimension)."""
     from datakit.opened import open_build
     from trainer.merge import merge as merged
+    from trainer.report import dimension_table
 
     found = merged(models, output, method, weights or [], open_build(data) if data is not None else None)
     if found.scores:
-        out.print(found.table())
+        out.print(dimension_table(found.scores, VALIDATION))
     out.print(output, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -208,10 +211,11 @@ def rotate(
 ) -> None:
     """Rotate the vectors of a model so that their first dimensions say more. Whole vectors stay as alike as they were."""
     from datakit.opened import open_build
+    from trainer.report import dimension_table
     from trainer.rotation import rotate as rotated
 
     found = rotated(model, open_build(data), output, dimensions or [], rows, seed)
-    out.print(found.table())
+    out.print(dimension_table(found, VALIDATION))
     out.print(output, soft_wrap=True, highlight=False, markup=False)
 
 

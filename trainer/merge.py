@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,7 +20,7 @@ from datakit.assets import Assets, locate
 from datakit.errors import UserError
 from datakit.opened import Build
 from trainer import attention, checkpoint
-from trainer.evaluation.retrieval import METRIC, Result, evaluate_encoder, load_task
+from trainer.evaluation.retrieval import Result, evaluate_encoder, load_task
 from trainer.export import TRAINED
 
 Method = Literal["soup", "slerp"]
@@ -49,15 +48,6 @@ class Merged:
     tensors: int = 0
     linear: int = 0  # of them, those that SLERP merged linearly
     scores: dict[str, dict[int, Result]] = field(default_factory=dict)
-
-    def table(self) -> Table:
-        table = Table(title=f"{METRIC} on the validation split", title_justify="left")
-        table.add_column("", overflow="fold")
-        for dimension in next(iter(self.scores.values())):
-            table.add_column(str(dimension), justify="right")
-        for name, results in self.scores.items():
-            table.add_row(name, *(f"{each.score:.3f}" for each in results.values()))
-        return table
 
 
 def soup(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -109,13 +109,8 @@ def tables(metrics: Metrics) -> Group:
     """nDCG@10 by dimension after each stage, what the gates decided, and the categories at the widest dimension."""
     widest = max(metrics.after)
     head = f"{metrics.metric} on the validation split: {metrics.queries:,} queries against {metrics.documents:,} documents"
-    by_dimension = Table(title=head, title_justify="left")
-    by_dimension.add_column("")
-    for dimension in metrics.after:
-        by_dimension.add_column(str(dimension), justify="right")
     rows = progress_of(metrics)
-    for name, results in rows.items():
-        by_dimension.add_row(name, *(f"{results[dimension].score:.3f}" for dimension in metrics.after))
+    by_dimension = dimension_table(rows, head)
     gains = (metrics.after[dimension].score - metrics.before[dimension].score for dimension in metrics.after)
     by_dimension.add_row("gain", *(f"{gain:+.3f}" for gain in gains), end_section=True)
     for name, results in rows.items():
@@ -132,6 +127,18 @@ def tables(metrics: Metrics) -> Group:
         shown.append(objectives)
     systems = {"before": metrics.before[widest], "after": metrics.after[widest], **metrics.beside}
     return Group(by_dimension, *shown, *decisions(metrics), category_table(systems, f"By category, at {widest} dimensions"))
+
+
+def dimension_table(systems: Mapping[str, Mapping[int, Result]], title: str) -> Table:
+    """One row for each system, one column for each dimension."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("", overflow="fold")
+    dimensions = list(next(iter(systems.values())))
+    for dimension in dimensions:
+        table.add_column(str(dimension), justify="right")
+    for name, results in systems.items():
+        table.add_row(name, *(f"{results[dimension].score:.3f}" for dimension in dimensions))
+    return table
 
 
 def category_table(systems: Mapping[str, Result], title: str) -> Table:

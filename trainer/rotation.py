@@ -11,12 +11,10 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, normalize
 from torch.nn.utils.parametrizations import orthogonal
@@ -28,7 +26,7 @@ from datakit.opened import Build
 from datakit.schema import digest
 from trainer import checkpoint, heads
 from trainer.data import part_files, usable_blocks
-from trainer.evaluation.retrieval import METRIC, Result, embed_queries, embed_task, evaluate_vectors, load, load_task, unit
+from trainer.evaluation.retrieval import Result, embed_queries, embed_task, evaluate_vectors, load, load_task, unit
 from trainer.export import TRAINED
 
 log = logging.getLogger(__name__)
@@ -49,26 +47,14 @@ tags: [sentence-transformers, feature-extraction, sentence-similarity]
 """
 
 
-@dataclass(frozen=True)
-class Rotated:
-    """nDCG@10 by dimension, widest first, of the model as it was and rotated."""
+def rotate(
+    model: str, build: Build, output: str, dimensions: Sequence[int], rows: int = 10_000, seed: int = 0
+) -> dict[str, dict[int, Result]]:
+    """Writes a model with a rotation at its end to the folder `output`, whole or not at all.
 
-    before: dict[int, Result]
-    after: dict[int, Result]
-
-    def table(self) -> Table:
-        table = Table("", *map(str, self.before), title=f"{METRIC} on the validation split", title_justify="left")
-        for name, results in (("before", self.before), ("rotated", self.after)):
-            table.add_row(name, *(f"{each.score:.3f}" for each in results.values()))
-        return table
-
-
-def rotate(model: str, build: Build, output: str, dimensions: Sequence[int], rows: int = 10_000, seed: int = 0) -> Rotated:
-    """Writes a model with a rotation at its end to the folder `output`, whole or not at all, and measures both on the build.
-
-    It is learned for these dimensions, or for those that the model was trained at, on the texts of at most so many training rows.
-    Raises UserError where there is no such model or dimension, or the model has heads; BuildError where what was written gives
-    other vectors.
+    Returns what it and the model as it was reach on the validation split, by name and dimension, widest first. It is learned for
+    these dimensions, or for those that the model was trained at, on the texts of at most so many training rows. Raises UserError
+    where there is no such model or dimension, or the model has heads; BuildError where what was written gives other vectors.
     """
     output = os.path.normpath(output)
     if os.path.lexists(output):
@@ -89,12 +75,13 @@ def rotate(model: str, build: Build, output: str, dimensions: Sequence[int], row
     queries, documents = embed_task(whole, task)
     matrix = learned(embedded(whole, build, rows), dimensions, seed)
     widths = [width, *dimensions]
-    found = Rotated(*(evaluate_vectors(task, queries @ each, documents @ each, widths) for each in (np.eye(width), matrix)))
+    turns = {"before": np.eye(width), "rotated": matrix}
+    found = {name: evaluate_vectors(task, queries @ each, documents @ each, widths) for name, each in turns.items()}
     scratch = f"{output}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         appended(whole, matrix).save(scratch, create_model_card=False)
-        scores = [f"| {each} | {found.before[each].score:.3f} | {found.after[each].score:.3f} |" for each in widths]
+        scores = [f"| {each} | {found['before'][each].score:.3f} | {found['rotated'][each].score:.3f} |" for each in widths]
         card = _CARD.format(
             title=os.path.basename(output), model=model, build=build.version, dimensions=", ".join(map(str, dimensions)),
             scores="\n".join(scores),

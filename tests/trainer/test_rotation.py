@@ -137,10 +137,10 @@ def test_whole_vectors_are_as_alike_as_before(way: dict[str, Any], tiny_base: st
     assert other.prompts == one.prompts
     assert other.max_seq_length == one.max_seq_length
     # What is told is what the folders have, and it is the same at all dimensions.
-    for folder, told in ((before, found.before), (str(tmp_path / "rotated"), found.after)):
+    for folder, told in ((before, found["before"]), (str(tmp_path / "rotated"), found["rotated"])):
         for dimension, each in evaluate_model(toy_build, folder, list(told)).items():
             assert told[dimension].score == pytest.approx(each.score, abs=2e-3)
-    assert found.after[width].score == pytest.approx(found.before[width].score, abs=2e-3)
+    assert found["rotated"][width].score == pytest.approx(found["before"][width].score, abs=2e-3)
 
 
 @pytest.mark.usefixtures("few_steps")
