@@ -39,10 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a filter measures. `strictest` makes it reject every row that it measures; `key` is the threshold in a recipe.
-
-    `column` is where the value stands, if not in the reason: the column of the row that the filter fills.
-    """
+    """What a filter measures. `strictest` makes it reject every row that it measures; `key` is the threshold in a recipe."""
 
     type: str
     key: str
@@ -50,7 +47,6 @@ class Quantity:
     strictest: Mapping[str, Any]
     default: Mapping[str, Any]
     whole: bool = False
-    column: str | None = None
 
 
 _ENDLESS = 1 << 60
@@ -58,7 +54,6 @@ _MINILM = {"encoder": "minilm"}
 QUANTITIES: dict[str, Quantity] = {
     "toxicity": Quantity("toxicity", "threshold", True, {"threshold": -1.0, "thresholds": None}, {}),
     "quality_model": Quantity("quality_model", "threshold", False, {"threshold": 2.0}, {}),
-    "quality": Quantity("quality", "quality", False, {}, {}, column="quality"),
     "language": Quantity(
         "language",
         "min_confidence",
@@ -144,14 +139,19 @@ def calibrate(
     of the first one of its type in the file `filters`.
     """
     if name not in QUANTITIES:
-        raise UserError(f"'{name}' cannot be calibrated. Allowed: {', '.join(QUANTITIES)}.")
+        hint = (
+            " 'quality' has a threshold for each of its rules, and none for all; quality_model has one."
+            if name == "quality"
+            else ""
+        )
+        raise UserError(f"'{name}' cannot be calibrated. Allowed: {', '.join(QUANTITIES)}.{hint}")
     if precision is not None and not 0 < precision <= 1:
         raise UserError(f"The precision is {precision:g}; it is above 0 and at most 1.")
     quantity = QUANTITIES[name]
     steps = steps_of(rows, _strictest(quantity, name, rows, filters), cache)
     done = run_steps(steps, cache, executor, watcher)
     labels = _labels(done[0][1], label, bad)
-    values = _values(done, quantity)
+    values = _values(done)
     known = sorted(values.keys() & labels.keys())
     measured, is_bad = np.array([values[row] for row in known]), np.array([labels[row] for row in known], bool)
     return judged(name, quantity, known, measured, is_bad, precision, unmeasured=len(labels) - len(known))
@@ -206,13 +206,11 @@ def _labels(read: Output, label: str, bad: Sequence[str]) -> dict[str, bool]:
     return labels
 
 
-def _values(done: Sequence[tuple[Step, Output]], quantity: Quantity) -> dict[str, float]:
+def _values(done: Sequence[tuple[Step, Output]]) -> dict[str, float]:
     """The value of each row that the filter has measured, by row_id."""
-    output = done[-1][1]
     values: dict[str, float] = {}
-    paths = [*output.rejected, *(output.shards if quantity.column else [])]
-    for path in paths:
-        table: pa.Table = storage.read_table(path, ["row_id", quantity.column or "value"])
+    for path in done[-1][1].rejected:
+        table: pa.Table = storage.read_table(path, ["row_id", "value"])
         for row, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
             if value is not None and math.isfinite(value):
                 values[row] = value

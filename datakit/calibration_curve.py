@@ -89,13 +89,17 @@ def _some(found: Calibration) -> Sequence[Point]:
     return sorted(picked, key=lambda point: point.rejected)
 
 
+def check(path: str | None) -> None:
+    """Refuses a name that says no format, before anything is calculated."""
+    if path is not None and not path.lower().endswith((".csv", ".svg", ".html")):
+        raise UserError(f"'{path}' ends in no known format. Allowed: .csv, .svg, .html.")
+
+
 def write(found: Calibration, path: str) -> None:
     """Writes the curve in the format of the file's name."""
+    check(path)
     writers = {"csv": as_csv, "svg": as_svg, "html": as_html}
-    suffix = path.rpartition(".")[2].lower()
-    if suffix not in writers:
-        raise UserError(f"'{path}' ends in no known format. Allowed: .csv, .svg, .html.")
-    storage.write_bytes(path, writers[suffix](found).encode())
+    storage.write_bytes(path, writers[path.rpartition(".")[2].lower()](found).encode())
 
 
 def as_csv(found: Calibration) -> str:

@@ -89,13 +89,17 @@ def recipe_text(starter: str, entries: Mapping[str, Category], keys: Sequence[st
     """The starter recipe with these categories in the place of its own.
 
     A category with public sources is built from them; one without is written from documents by the engine `llm`, which is there
-    to be filled in.
+    to be filled in. A key that stands there twice counts once. Raises a UserError for no key at all, and for one that is unknown.
     """
+    if not keys:
+        raise UserError(
+            "No category is named. Give keys of the registry, with commas between them; `datakit categories` lists them."
+        )
     before, _, rest = starter.partition("categories:\n")
     _, _, after = rest.partition("\nencoders:\n")
     lines = ["categories:"]
     written = False
-    for key in keys:
+    for key in dict.fromkeys(keys):
         entry = find(entries, key)
         lines.append(f"  {key}: # {entry.description}")
         if entry.sources:

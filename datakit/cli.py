@@ -104,6 +104,7 @@ def mix(
 
     if not what_if:
         raise UserError("`datakit mix` shows what a mixture would give: add --what-if. To build it, run `datakit build`.")
+    what_if_plot.check(plot)
     loaded = load_model(recipe, Recipe)
     given = {
         "temperature": temperature, "language_temperature": language_temperature, "total": total, "max_epochs": max_epochs,
@@ -187,7 +188,9 @@ def filter_(
     query: Annotated[str | None, typer.Option(help="Column of the query. Default: query.")] = None,
     positive: Annotated[str | None, typer.Option(help="Column of the positive. Default: positive.")] = None,
     negative: Annotated[list[str] | None, typer.Option(help="A column of negatives; may be given again.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of single texts, where there are no pairs.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Column of single texts, where there are no pairs; bounds of `query` hold for them.")
+    ] = None,
     category: Annotated[str, typer.Option(help="What the rows are called; a key of the registry gives them its task.")] = "rows",
     task: Annotated[str | None, typer.Option(help="Their task, which some filters heed. Default: retrieval.")] = None,
     language: Annotated[str | None, typer.Option(help="Their language (BCP 47), where it is known.")] = None,
@@ -225,7 +228,7 @@ def calibrate(
         str,
         typer.Argument(
             metavar="FILTER",
-            help="toxicity, quality, quality_model, language, consistency, round_trip, or "
+            help="toxicity, quality_model, language, consistency, round_trip, or "
             "query_too_short, query_too_long, document_too_short, document_too_long.",
         ),
     ],
@@ -241,7 +244,9 @@ def calibrate(
     output: Annotated[str | None, typer.Option("--output", "-o", help="Where to write the curve: .html, .svg or .csv.")] = None,
     query: Annotated[str | None, typer.Option(help="Column of the query. Default: query.")] = None,
     positive: Annotated[str | None, typer.Option(help="Column of the positive. Default: positive.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of single texts, where there are no pairs.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Column of single texts, where there are no pairs; bounds of `query` hold for them.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Task of the rows, which some filters heed. Default: retrieval.")] = None,
     cache: Annotated[str, typer.Option(help="Where steps are kept.")] = ".datakit",
     workers: Annotated[int | None, typer.Option(help="Worker processes. Default: one for each processor.")] = None,
@@ -252,6 +257,7 @@ def calibrate(
     from datakit.executor import make
     from datakit.filter_file import Rows
 
+    calibration_curve.check(output)
     rows = Rows(files=labels, query=query, positive=positive, text=text, task=task)
     place = make("local", workers=workers)
     try:
@@ -283,12 +289,15 @@ def mine(
     per_query: Annotated[int, typer.Option(min=1, max=64, help="Negatives of a row.")] = 8,
     depth: Annotated[int, typer.Option(min=1, help="Ranks that each miner looks at.")] = 100,
     margin: Annotated[
-        float, typer.Option(help="Share of the positive's similarity that no negative reaches; 0 for no margin.")
-    ] = 0.95,
+        float | None,
+        typer.Option(help="Share of the positive's similarity that no negative reaches; 0 for no margin. Default: 0.95."),
+    ] = None,
     absolute_margin: Annotated[float | None, typer.Option(help="Cosine below that of the positive.")] = None,
     max_score: Annotated[float | None, typer.Option(help="Cosine that no negative reaches.")] = None,
     ranks: Annotated[str | None, typer.Option(help="First and last rank by similarity, such as 31-400.")] = None,
-    paraphrase: Annotated[float, typer.Option(help="Cosine to a positive that says the same; 0 for no such rule.")] = 0.95,
+    paraphrase: Annotated[
+        float | None, typer.Option(help="Cosine to a positive that says the same; 0 for no such rule. Default: 0.95.")
+    ] = None,
     cross_encoder: Annotated[str | None, typer.Option(help="A model that relabels: a folder, or a name.")] = None,
     shape: Annotated[str, typer.Option(help="lists, triplets, or n-tuples (rows with fewer are left out).")] = "lists",
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
@@ -300,7 +309,8 @@ def mine(
     from datakit.negatives import mine_files as files
     from datakit.negatives.alone import mine as run_mine
 
-    files.check_output(output, force)
+    files.check_output(output, shape, force)
+    screen = files.screen(encoder, margin, absolute_margin, max_score, ranks, paraphrase)
     asked = files.renamed(files.read(queries, "queries"), "queries", {"query": query, "positive": positives})
     texts = None if corpus is None else files.renamed(files.read(files.corpus_file(corpus), "corpus"), "texts", {"text": text})
     watcher = progress.watcher(err)
@@ -308,8 +318,7 @@ def mine(
         mined = run_mine(
             asked, texts, qrels=None if qrels is None else files.read(qrels, "judgements"),
             miners=[name.strip() for name in miners.split(",")], encoder=encoder, per_query=per_query, depth=depth,
-            margin=margin or None, absolute_margin=absolute_margin, max_score=max_score, ranks=files.window(ranks),
-            paraphrase=paraphrase or None, cross_encoder=cross_encoder, cache=cache, workers=workers, watcher=watcher,
+            cross_encoder=cross_encoder, cache=cache, workers=workers, watcher=watcher, **screen,
         )  # fmt: skip
     finally:
         if isinstance(watcher, progress.Terminal):
@@ -350,6 +359,7 @@ def init(
     """Write a commented recipe to start from, of categories of the registry if you like."""
     from importlib import resources
 
+    from datakit import storage
     from datakit.categories import recipe_text
     from datakit.registry import load
 
@@ -358,7 +368,7 @@ def init(
     text = (resources.files("datakit") / "starter.yaml").read_text(encoding="utf-8")
     if categories is not None:
         text = recipe_text(text, load(), [key.strip() for key in categories.split(",") if key.strip()])
-    path.write_text(text, encoding="utf-8")
+    storage.write_bytes(str(path), text.encode())
     out.print(f"Wrote {path}. Next: datakit validate {path}; datakit plan {path}; datakit build {path}", highlight=False)
 
 

@@ -44,6 +44,7 @@ from datakit.recipe import (
     RoundTripFilter,
     SemanticDedup,
     Task,
+    language_code,
 )
 from datakit.recipe_file import load_model, parse
 from datakit.registry import Category, load
@@ -128,6 +129,10 @@ class Rows(Model):
         tasks = get_args(Task.model_fields["task"].annotation)
         if self.task is not None and self.task not in tasks:
             raise UserError(f"--task is '{self.task}'. Allowed: {', '.join(tasks)}.")
+        try:
+            language_code(self.language or "en")
+        except ValueError as error:
+            raise UserError(f"--language: {error}.") from error
         if self.text is not None:
             return Category(key=self.category, family="recipe", description="", task="classification", in_batch_negatives=False)
         if self.task is None and known is not None:

@@ -25,7 +25,8 @@ from datakit.recipe import CategoryRecipe, ClusterSelect, Recipe, Synthesis
 from datakit.registry import Category
 from datakit.registry import load as load_registry
 from datakit.schema import Evaluation
-from datakit.sources.origins import check_origins
+from datakit.sources.labelled import has_exemplars
+from datakit.sources.origins import check_origins, origin
 from datakit.sources.public import filled_in, listed
 from datakit.sources.read import documents_step, read_step
 from datakit.split import split_step
@@ -68,7 +69,9 @@ def plan(recipe: Recipe, feedback: Evaluation | None = None) -> Plan:
     vectors = Vectors(recipe.encoders, steps, assets)
     rows = clean(recipe, rows, steps, vectors, assets)
     rows = _decontaminated(recipe, "decontaminate", rows, steps, vectors, assets)
-    rows = add(split_step(recipe.split, recipe.seed, (rows,)))
+    sources = [(name, source) for name, category in recipe.categories.items() for source in listed(category)]
+    exemplars = [(name, origin(source)) for name, source in sources if has_exemplars(source)]
+    rows = add(split_step(recipe.split, recipe.seed, (rows,), exemplars))
     if recipe.negatives is not None:
         held = recipe.split.validation
         rows = mined(
@@ -108,7 +111,7 @@ def _rows_of(recipe: Recipe, name: str, entry: Category, assets: Assets, before:
         label = f"{name}-{number}" if len(sources) > 1 else name
         given = (name, entry, source, category.language, recipe.shard_rows, assets, recipe.seed, recipe.mirror, declared_by)
         if category.synthesis is None:
-            steps.append(read_step(f"read-{label}", *given))
+            steps.append(read_step(f"read-{label}", *given, split=recipe.split))
             continue
         documents = documents_step(f"documents-{label}", *given)
         steps.append(documents)

@@ -66,9 +66,10 @@ def quality_score(
     ] = "package:datakit/filters/quality_default",
     query: Annotated[str, typer.Option(help="Column of the query.")] = "query",
     positive: Annotated[str, typer.Option(help="Column of the positive.")] = "positive",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Score each row of a file: how likely it is good training data, from 0 to 1."""
     from datakit.filters.quality_train import score_file
 
-    count, mean = score_file(file, model, output, query, positive)
+    count, mean = score_file(file, model, output, query, positive, force)
     out.print(f"Wrote {output}: {count:,} rows, mean quality {mean:.3f}.", soft_wrap=True, highlight=False)

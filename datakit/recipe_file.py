@@ -77,7 +77,9 @@ def parse(text: str, path: str) -> tuple[Any, dict[Place, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        raise UserError(f"{where}: this is not valid YAML: {error.problem or error.context}.") from error
+        variable = mark is not None and "${" in text.split("\n")[mark.line]
+        hint = " Put what has a ${VARIABLE} into quotes: between { and } its braces are YAML's." if variable else ""
+        raise UserError(f"{where}: this is not valid YAML: {error.problem or error.context}.{hint}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: this is not valid YAML: {error}.") from error
 
@@ -110,7 +112,13 @@ def sentences(error: ValidationError, model: type[BaseModel], path: str, lines: 
     """One sentence for each thing that is wrong, in the order of the file."""
     problems: dict[Place, list[str]] = {}
     checked: set[Place] = set()
-    for item in error.errors():
+    errors = error.errors()
+    places = [_in_file(item["loc"], lines) for item in errors]
+    for item, here in zip(errors, places, strict=True):
+        # Of a union the type fits that was looked into; that another one would need a scalar here is beside the point.
+        other = item["type"] == "literal_error" or item["type"].endswith("_type")
+        if other and isinstance(item["input"], dict | list) and any(each[: len(here)] == here != each for each in places):
+            continue
         problem = _problem(item, model, lines)
         found = problems.setdefault(problem.place, [])
         if item["type"] in ("value_error", "assertion_error"):
@@ -142,7 +150,8 @@ def _problem(item: Any, model: type[BaseModel], lines: dict[Place, int]) -> _Pro
         allowed = list(_model_at(model, item["loc"][:-1]).model_fields)
         return _Problem((*place[:-1], key), f"unknown key '{key}'.{_nearest(key, allowed)} Allowed: {', '.join(allowed)}")
     if kind == "missing":
-        return _Problem(place, f"the key '{item['loc'][-1]}' is missing")
+        key = item["loc"][-1]
+        return _Problem(place, f"the key '{key}' is missing" if isinstance(key, str) else f"item {key + 1} is missing")
     if kind in ("union_tag_invalid", "literal_error"):
         found = context.get("tag", item["input"])
         allowed = [
@@ -150,7 +159,7 @@ def _problem(item: Any, model: type[BaseModel], lines: dict[Place, int]) -> _Pro
             for part in str(context.get("expected_tags", context.get("expected"))).replace(" or ", ", ").split(",")
         ]
         where = (*place, context["discriminator"].strip("'")) if kind == "union_tag_invalid" else place
-        return _Problem(where, f"found '{found}'.{_nearest(str(found), allowed)} Allowed: {', '.join(allowed)}")
+        return _Problem(where, f"found {_kind(found)}.{_nearest(str(found), allowed)} Allowed: {', '.join(allowed)}")
     if kind == "union_tag_not_found":
         name = context["discriminator"].strip("'")
         return _Problem(place, f"the key '{name}' is missing; it says which kind this is")
@@ -158,7 +167,16 @@ def _problem(item: Any, model: type[BaseModel], lines: dict[Place, int]) -> _Pro
         text = str(context.get("error", item["msg"]))
         # A check over several parts begins with the place that it is about.
         named = tuple(int(part) if part.isdigit() else part for part in text.partition(" ")[0].split("."))
-        return _Problem(named if not place and named in lines else place, text)
+        if place or named not in lines:
+            return _Problem(place, text)
+        # With a dot it is no word of the sentence, and need not be said twice.
+        return _Problem(named, text.partition(" ")[2] if len(named) > 1 else text)
+    if kind in ("too_short", "too_long"):
+        least, most = context.get("min_length"), context.get("max_length")
+        bound = f"at least {least}" if kind == "too_short" else f"at most {most}"
+        return _Problem(place, f"found {_kind(item['input'])} of {context['actual_length']}; allowed: {bound}")
+    if kind == "int_parsing_size":
+        return _Problem(place, f"found {_kind(item['input'])}; allowed: a smaller whole number")
     message = item["msg"].removeprefix("Input should be ").replace("dictionary or instance of ", "mapping for ")
     return _Problem(place, f"found {_kind(item['input'])}; allowed: {message[0].lower()}{message[1:]}")
 

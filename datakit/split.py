@@ -4,13 +4,18 @@ Rows hang together when they share a document, a query or a positive, or when th
 positive is a label (no negatives in the batch) it says nothing about where a row is from: there the query stands in for it. A
 component of rows goes to validation when a number in [0, 1), drawn from the seed and its lowest document, is below the share
 asked for. So a row's side does not change when rows of other documents come or go.
+
+Exemplars (sources/labelled.py) are texts of other rows, as positives and as negatives. They tie no rows together, for they would
+tie whole classes: each text has a side of its own, with its near duplicates. A row whose positive is on the other side than its
+query is rejected, and negatives on the other side are dropped. These are few, since exemplars were drawn from one side as far as
+that could be told before rows were filtered and compared.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -22,50 +27,59 @@ from datakit import exchange, storage
 from datakit.dedup.candidates import Sent, Texts, find, read_group, warn_of_cuts
 from datakit.errors import BuildError
 from datakit.filters.sides import positive_is_label
+from datakit.held_out import HeldOut, number_of
 from datakit.recipe import MinHashDedup, Model, Split
-from datakit.schema import digest
-from datakit.step import Step, Work, count_categories, write_rows
+from datakit.schema import reasons
+from datakit.step import Step, Work, count_categories, split_rejected, write_rows
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+
+POSITIVE_ON_OTHER_SIDE = "positive_on_other_side"
 
 # A component of so many rows is never too large for validation, however small the data are.
 SMALL_COMPONENT = 10
 
 
 class SplitParameters(Model):
-    """What decides a split: the recipe's section, the seed, and how near duplicates are found."""
+    """What decides a split: the recipe's section, the seed, how near duplicates are found, and where positives are exemplars."""
 
     split: Split
     seed: int
     near: MinHashDedup
+    exemplars: list[tuple[str, str]]
 
 
-def split_step(split: Split, seed: int, inputs: tuple[Step, ...]) -> Step:
+def split_step(split: Split, seed: int, inputs: tuple[Step, ...], exemplars: Sequence[tuple[str, str]] = ()) -> Step:
+    """The step that splits. `exemplars` are (category, source) of the rows whose positives and negatives are texts of other rows.
+
+    Reason: positive_on_other_side, for exemplars. `notes` counts their negatives that were dropped.
+    """
     near = MinHashDedup(type="minhash", on="positive", within="all", threshold=split.near_duplicate_threshold)
-    return Step(
-        "split", VERSION, _work, SplitParameters(split=split, seed=seed, near=near), inputs, packages=("python", near.engine)
-    )
+    parameters = SplitParameters(split=split, seed=seed, near=near, exemplars=list(exemplars))
+    return Step("split", VERSION, _work, parameters, inputs, packages=("python", near.engine))
 
 
 def _work(work: Work) -> None:
     parameters = work.step.parameters
     assert isinstance(parameters, SplitParameters)
     sizes = [rows for source in work.inputs for rows in source.report.shard_rows]
-    work.map("ids", _write_ids, work.shards)
+    kinds = _Kinds(parameters.exemplars)
+    work.map("ids", _WriteIds(kinds), work.shards)
     ids = [work.files("ids", number, "ids.parquet") for number in range(len(sizes))]
+    negatives = [work.files("ids", number, "negatives.parquet") for number in range(len(sizes))]
     links: list[str] = []
     if parameters.split.validation > 0:
-        columns = ["query", "positive", "query_id", "positive_id", "label", "in_batch_negatives"]
-        found = find(work, parameters.near, split_texts, columns, ["row_id"])
+        columns = ["query", "positive", "query_id", "positive_id", *_KIND_COLUMNS]
+        found = find(work, parameters.near, _SplitTexts(kinds), columns, ["row_id"])
         bases = np.cumsum([0, *sizes]).tolist()
         results = work.map("near", _Link(parameters.near.threshold, bases), found.groups)
         links = [work.files("near", number, "links.parquet") for number in range(len(results))]
         cut = sum(int(result["cut"]) for result in results)
         work.notes["near_duplicates"] = found.notes | {"comparisons_cut": cut}
         warn_of_cuts(work.step.name, cut)
-    (notes,) = work.map("sides", _Sides(parameters.split, parameters.seed, ids, links), [sizes])
+    (notes,) = work.map("sides", _Sides(parameters.split, parameters.seed, ids, negatives, links), [sizes])
     sent = notes.pop("sizes")
     work.notes |= notes
     if notes["forced_to_train"]["components"]:
@@ -75,45 +89,90 @@ def _work(work: Work) -> None:
             notes["forced_to_train"]["rows"],
             parameters.split.max_group_fraction,
         )
-    write = _WriteSides(work.files("sides", 0, "sides.parquet"), sent)
-    work.finish("rows", work.map("rows", write, list(enumerate(work.shards))))
+    write = _WriteSides(
+        work.step.name, kinds, work.files("sides", 0, "sides.parquet"), sent, work.files("sides", 0, "texts.parquet")
+    )
+    results = work.map("rows", write, list(enumerate(work.shards)))
+    work.notes["negatives_on_other_side"] = sum(result["negatives_dropped"] for result in results)
+    work.finish("rows", results)
 
 
-def split_texts(table: pa.Table) -> Texts:
+_KIND_COLUMNS = ("category", "source", "label", "in_batch_negatives")
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Tells what the positives of rows are. `exemplars` are the (category, source) of rows whose positives are exemplars."""
+
+    exemplars: list[tuple[str, str]]
+
+    def __call__(self, table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Rows whose positive is the name of a class, and rows whose positive is an exemplar of one."""
+        exemplar = np.zeros(table.num_rows, bool)
+        for category, source in self.exemplars:
+            of = pc.and_(pc.equal(table.column("category"), category), pc.equal(table.column("source"), source))
+            exemplar |= of.fill_null(False).to_numpy()
+        return positive_is_label(table) & ~exemplar, exemplar
+
+
+@dataclass(frozen=True)
+class _SplitTexts:
     """The text that tells where a row is from: its positive, or the query where the positive is a label; equal texts once."""
-    is_label = pa.array(positive_is_label(table))
-    text = pc.if_else(is_label, table.column("query"), table.column("positive"))
-    text_id = pc.if_else(is_label, table.column("query_id"), table.column("positive_id"))
-    indices = text_id.combine_chunks().dictionary_encode().indices
-    first = np.zeros(table.num_rows, bool)
-    first[np.unique(indices.fill_null(-1).to_numpy(), return_index=True)[1]] = True
-    return Texts([text], included=first | pc.is_null(text_id).to_numpy())
+
+    kinds: _Kinds
+
+    def __call__(self, table: pa.Table) -> Texts:
+        is_label = pa.array(self.kinds(table)[0])
+        text = pc.if_else(is_label, table.column("query"), table.column("positive"))
+        text_id = pc.if_else(is_label, table.column("query_id"), table.column("positive_id"))
+        indices = text_id.combine_chunks().dictionary_encode().indices
+        first = np.zeros(table.num_rows, bool)
+        first[np.unique(indices.fill_null(-1).to_numpy(), return_index=True)[1]] = True
+        return Texts([text], included=first | pc.is_null(text_id).to_numpy())
 
 
-_IDS = ("document", "query", "positive")
+_IDS = ("document", "query", "positive", "exemplar")
 
 
-def _write_ids(shard: str, folder: str) -> dict[str, Any]:
-    """The ids of a shard's rows as 64-bit numbers; null where a row has none, or where it does not bind the row."""
-    table = storage.read_table(shard, ["row_id", "document_id", "query_id", "positive_id", "label", "in_batch_negatives"])
-    is_label = pa.array(positive_is_label(table))
-    none = pa.scalar(None, pa.string())
-    positive = pc.if_else(is_label, none, table.column("positive_id"))
-    # A document that is only the label's text is none.
-    own = pc.and_(is_label, pc.equal(table.column("document_id"), table.column("positive_id"))).fill_null(False)
-    document = pc.if_else(own, none, table.column("document_id"))
-    document = pc.coalesce(document, positive, table.column("query_id"), table.column("row_id"))
-    columns = [_numbers(column) for column in (document, table.column("query_id"), positive)]
-    storage.write_table(storage.join(folder, "ids.parquet"), pa.table(columns, names=_IDS))
-    return {"rows": table.num_rows}
+@dataclass(frozen=True)
+class _WriteIds:
+    """Writes the ids of a shard's rows as 64-bit numbers; null where a row has none, or where it does not bind the row.
+
+    `exemplar` is the positive where it is one: it has a side of its own. So have the different negatives of these rows.
+    """
+
+    kinds: _Kinds
+
+    def __call__(self, shard: str, folder: str) -> dict[str, Any]:
+        table = storage.read_table(shard, ["row_id", "document_id", "query_id", "positive_id", "negatives", *_KIND_COLUMNS])
+        is_label, is_exemplar = (pa.array(mask) for mask in self.kinds(table))
+        none = pa.scalar(None, pa.string())
+        unbound = pc.or_(is_label, is_exemplar)
+        positive = pc.if_else(unbound, none, table.column("positive_id"))
+        exemplar = pc.if_else(is_exemplar, table.column("positive_id"), none)
+        # A document that is only the text of the label or the exemplar is none.
+        own = pc.and_(unbound, pc.equal(table.column("document_id"), table.column("positive_id"))).fill_null(False)
+        document = pc.if_else(own, none, table.column("document_id"))
+        document = pc.coalesce(document, positive, table.column("query_id"), table.column("row_id"))
+        columns = [_numbers(column) for column in (document, table.column("query_id"), positive, exemplar)]
+        storage.write_table(storage.join(folder, "ids.parquet"), pa.table(columns, names=_IDS))
+        _, negatives = _negative_ids(table.filter(is_exemplar))
+        different = _numbers(negatives.drop_null().unique())
+        storage.write_table(storage.join(folder, "negatives.parquet"), pa.table({"negative": different}))
+        return {"rows": table.num_rows}
 
 
-def _numbers(ids: pa.ChunkedArray) -> pa.Array:
-    """64 bits of BLAKE2b of each id. Two of a billion ids share one with a probability of 3 %; then they share a side."""
-    encoded = ids.combine_chunks().dictionary_encode()
-    texts = encoded.dictionary.to_pylist()
-    numbers = [int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") for text in texts]
+def _numbers(ids: pa.ChunkedArray | pa.Array) -> pa.Array:
+    encoded = (ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids).dictionary_encode()
+    numbers = [number_of(text) for text in encoded.dictionary.to_pylist()]
     return pa.array(numbers, pa.uint64()).take(encoded.indices)
+
+
+def _negative_ids(table: pa.Table) -> tuple[NDArray[np.int64], pa.Array]:
+    """The row and the id of each negative."""
+    column = table.column("negatives").combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    return np.repeat(np.arange(table.num_rows), lengths), column.flatten().field("id")
 
 
 @dataclass(frozen=True)
@@ -146,65 +205,74 @@ class _Sides:
     split: Split
     seed: int
     ids: list[str]
+    negatives: list[str]
     links: list[str]
 
     def __call__(self, sizes: list[int], folder: str) -> dict[str, Any]:
         from datakit.dedup.verify import roots, unite
 
-        columns = {name: self._column(name) for name in _IDS}
-        document, *texts = _nodes(list(columns.values()))
-        parents = np.arange(1 + max(int(nodes.max(initial=-1)) for nodes in (document, *texts)), dtype=np.int64)
-        for nodes in texts:
+        columns = [*(_column(self.ids, name) for name in _IDS), _column(self.negatives, "negative")]
+        ids, (document, query, positive, exemplar, negative) = _nodes(columns)
+        parents = np.arange(len(ids), dtype=np.int64)
+        for nodes in (query, positive):
             bound = nodes >= 0
             unite(parents, document[bound], nodes[bound])
+        # What near duplicates are found by: see _SplitTexts.
+        compared = np.where(exemplar >= 0, exemplar, document)
         for path in self.links:
             table = storage.read_table(path)
-            unite(parents, document[table.column("left").to_numpy()], document[table.column("right").to_numpy()])
+            unite(parents, compared[table.column("left").to_numpy()], compared[table.column("right").to_numpy()])
         component = roots(parents)
         rows = np.bincount(component[document], minlength=len(parents))
         # Nodes are numbered in the order of their ids, so the first document of a component is its lowest.
-        documents, where = np.unique(document, return_index=True)
-        components, lowest = np.unique(component[documents], return_index=True)
-        keys = columns["document"].combine_chunks().take(where[lowest]).to_pylist()
+        documents = np.unique(document)
+        drawn = np.unique(np.concatenate([documents, exemplar[exemplar >= 0], negative]))
+        components, lowest = np.unique(component[drawn], return_index=True)
         limit = max(self.split.max_group_fraction * len(document), SMALL_COMPONENT)
         forced = components[rows[components] > limit]
+        held_out = HeldOut(share=self.split.validation, seed=self.seed)
         chosen = np.zeros(len(parents), bool)
-        chosen[components] = [self.draw(key) < self.split.validation for key in keys]
+        chosen[components] = [held_out.draw(key) for key in ids[drawn[lowest]].tolist()]
         chosen[forced] = False
-        validation = chosen[component[document]]
-        for name, nodes in zip(_IDS, (document, *texts), strict=True):
-            check_apart(name, nodes, validation)
+        side = chosen[component]
+        validation = side[document]
+        apart = (exemplar >= 0) & (side[exemplar] != validation)
+        kept = ~apart
+        check_apart("document", document[kept], validation[kept])
+        texts = np.concatenate([query[kept], positive[kept], exemplar[kept]])
+        check_apart("text", texts, np.tile(validation[kept], 3))
         shards = np.repeat(np.arange(len(sizes)), sizes)
         path = storage.join(folder, "sides.parquet")
+        negative = np.unique(negative)
+        storage.write_table(
+            storage.join(folder, "texts.parquet"), pa.table({"text": ids[negative], "validation": side[negative]})
+        )
         return {
-            "sizes": exchange.scatter(path, pa.table({"validation": validation}), shards, len(sizes)),
+            "sizes": exchange.scatter(path, pa.table({"validation": validation, "apart": apart}), shards, len(sizes)),
             "documents": len(documents),
-            "components": len(components),
+            "components": int((rows > 0).sum()),
             "largest_component_rows": int(rows.max(initial=0)),
-            "validation_components": int(chosen.sum()),
+            "validation_components": int((chosen & (rows > 0)).sum()),
             "forced_to_train": {"components": len(forced), "rows": int(rows[forced].sum())},
         }
 
-    def draw(self, document: int) -> float:
-        """A number in [0, 1) that seed and document decide."""
-        return int(digest("split", str(self.seed), f"{document:016x}", size=8), 16) / 2**64
 
-    def _column(self, name: str) -> pa.ChunkedArray:
-        chunks = [chunk for path in self.ids for chunk in storage.read_table(path, [name]).column(name).chunks]
-        return pa.chunked_array(chunks, pa.uint64())
+def _column(paths: list[str], name: str) -> pa.ChunkedArray:
+    chunks = [chunk for path in paths for chunk in storage.read_table(path, [name]).column(name).chunks]
+    return pa.chunked_array(chunks, pa.uint64())
 
 
-def _nodes(columns: list[pa.ChunkedArray]) -> list[NDArray[np.int64]]:
-    """A number for each id, the same in all columns and in the order of the ids; -1 for null."""
+def _nodes(columns: list[pa.ChunkedArray]) -> tuple[NDArray[np.uint64], list[NDArray[np.int64]]]:
+    """All ids, in order; and for each column the numbers of its ids among them, -1 for null."""
     valid = [column.is_valid().to_numpy() for column in columns]
-    ids = [column.drop_null().to_numpy() for column in columns]
-    numbers = np.unique(np.concatenate(ids), return_inverse=True)[1]
+    given = [column.drop_null().to_numpy() for column in columns]
+    ids, numbers = np.unique(np.concatenate(given), return_inverse=True)
     result = []
-    for there, part in zip(valid, np.split(numbers, np.cumsum([len(part) for part in ids])[:-1]), strict=True):
+    for there, part in zip(valid, np.split(numbers, np.cumsum([len(part) for part in given])[:-1]), strict=True):
         nodes = np.full(len(there), -1, np.int64)
         nodes[there] = part
         result.append(nodes)
-    return result
+    return ids, result
 
 
 def check_apart(name: str, nodes: NDArray[np.int64], validation: NDArray[np.bool_]) -> None:
@@ -219,13 +287,47 @@ def check_apart(name: str, nodes: NDArray[np.int64], validation: NDArray[np.bool
 
 @dataclass(frozen=True)
 class _WriteSides:
+    """Writes the rows of a shard by side. `texts` is the file with the side of each negative of exemplars."""
+
+    step: str
+    kinds: _Kinds
     sides: str
     sizes: list[int]
+    texts: str
 
     def __call__(self, unit: tuple[int, str], folder: str) -> dict[str, Any]:
         number, shard = unit
         table = storage.read_table(shard)
         sides = exchange.gather([self.sides], [self.sizes], number)
-        validation = pa.array([], pa.bool_()) if sides is None else sides.column("validation")
-        parts = [("train", table.filter(pc.invert(validation))), ("validation", table.filter(validation))]
-        return write_rows(folder, kept=parts, rows_in=count_categories(table))
+        validation, apart = (
+            np.zeros(0, bool) if sides is None else sides.column(name).to_numpy() for name in ("validation", "apart")
+        )
+        whole, dropped = self._on_one_side(table, validation)
+        said = reasons([{"row": row, "reason": POSITIVE_ON_OTHER_SIDE} for row in np.flatnonzero(apart).tolist()])
+        _, rejected = split_rejected(table, self.step, said)
+        parts = [
+            ("train", whole.filter(pa.array(~validation & ~apart))),
+            ("validation", whole.filter(pa.array(validation & ~apart))),
+        ]
+        result = write_rows(folder, kept=parts, rejected=rejected, rows_in=count_categories(table))
+        return result | {"negatives_dropped": dropped}
+
+    def _on_one_side(self, table: pa.Table, validation: NDArray[np.bool_]) -> tuple[pa.Table, int]:
+        """The rows without those negatives of exemplars that are on the other side, and how many these are."""
+        is_exemplar = self.kinds(table)[1]
+        row, ids = _negative_ids(table)
+        of_exemplar = is_exemplar[row] & ids.is_valid().to_numpy(zero_copy_only=False)
+        if not of_exemplar.any():
+            return table, 0
+        texts = storage.read_table(self.texts)
+        numbers = _numbers(ids.filter(pa.array(of_exemplar))).to_numpy()
+        side = texts.column("validation").to_numpy()[np.searchsorted(texts.column("text").to_numpy(), numbers)]
+        keep = np.ones(len(row), bool)
+        keep[of_exemplar] = side == validation[row[of_exemplar]]
+        column = table.column("negatives").combine_chunks()
+        left = np.bincount(row[keep], minlength=table.num_rows)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(left)]), pa.int32())
+        none = pc.or_(pc.is_null(column), pa.array(is_exemplar & (left == 0)))
+        negatives = pa.ListArray.from_arrays(offsets, column.flatten().filter(pa.array(keep)), mask=none)
+        place = table.schema.get_field_index("negatives")
+        return table.set_column(place, table.schema.field(place), negatives), int((~keep).sum())

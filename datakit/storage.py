@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -78,7 +78,18 @@ def failure(error: OSError, path: str) -> Exception:
         return UserError(f"'{path}' cannot be written: a part of this path is a file, and a folder is needed there.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"'{path}' cannot be written: permission denied. Choose a folder that you may write to.")
+    # Where the folder is there, something else is missing, and that error says what.
+    if error.errno == errno.ENOENT and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        return UserError(f"'{path}' cannot be written: its folder is not there, and cannot be made. Choose another folder.")
     return error
+
+
+def check_output(path: str, endings: Sequence[str], force: bool) -> None:
+    """Refuses, before any work is done, a name with another ending, and a file that is there already unless `force`."""
+    if not path.endswith(tuple(endings)):
+        raise UserError(f"--output is '{path}'. Allowed: a name that ends in {' or '.join(endings)}.")
+    if exists(path) and not force:
+        raise UserError(f"'{path}' is there already. Give another name, or --force to write over it.")
 
 
 def read_bytes(path: str) -> bytes:

@@ -167,7 +167,7 @@ def test_a_filter_is_run_and_a_threshold_that_parts_the_labels_is_found(run: Run
     assert "30 of 30 rejected rows are bad" in said
     assert "Too few labels: 30 good and 30 bad" in said
     assert Path("curve.csv").is_file()
-    for name in ("quality", "query_too_long", "document_too_long", "document_too_short", "toxicity"):
+    for name in ("query_too_long", "document_too_long", "document_too_short", "toxicity"):
         assert run(name, "--labels", path)[0] == 0, name
     Path("filters.yaml").write_text("filters: [{type: language, allowed: [en]}]")
     assert run("language", "--labels", path, "--filters", "filters.yaml")[0] == 0
@@ -192,6 +192,8 @@ def test_consistency_and_round_trip_are_measured_by_the_embedded_encoder(run: Ru
     ("arguments", "sentence"),
     [
         (("weather",), "'weather' cannot be calibrated. Allowed: toxicity"),
+        (("quality",), "'quality' has a threshold for each of its rules, and none for all; quality_model has one"),
+        (("toxicity", "--label", "mood", "-o", "curve.png"), "'curve.png' ends in no known format"),
         (("toxicity", "--label", "mood"), "no column 'mood' with labels; its columns are: query, positive, label"),
         (("toxicity", "--bad", "awful"), "No row is labelled bad: the column 'label' holds 'good' (30), 'bad' (30)"),
         (("toxicity", "--bad", "bad", "--bad", "good"), "No row is labelled good"),

@@ -53,6 +53,14 @@ def test_a_category_is_shown_with_where_its_facts_were_read() -> None:
     assert shown["sources"][0]["source"]["path"] == entry.sources[0].source.path  # type: ignore[union-attr]
 
 
+def test_a_key_that_is_named_twice_counts_once_and_no_key_is_refused() -> None:
+    entries = load()
+    once = recipe_text(STARTER, entries, ["natural-questions"])
+    assert recipe_text(STARTER, entries, ["natural-questions", "natural-questions"]) == once
+    with pytest.raises(UserError, match="No category is named"):
+        recipe_text(STARTER, entries, [])
+
+
 def test_a_recipe_of_any_categories_is_a_valid_recipe(tmp_path: Path) -> None:
     entries = load()
     path = tmp_path / "mixture.yaml"

@@ -119,6 +119,14 @@ def test_init_writes_a_recipe_that_is_valid_and_never_writes_over_one(
     assert run("init", "--force")[0] == 0
 
 
+def test_init_makes_folders_and_tells_of_those_it_cannot_make(tmp_path: Path, run: Run) -> None:
+    assert run("init", str(tmp_path / "a" / "b" / "c.yaml"))[0] == 0
+    (tmp_path / "file").write_text("x")
+    code, _, err = run("init", str(tmp_path / "file" / "c.yaml"))
+    assert code == 2
+    assert "a part of this path is a file" in err
+
+
 def test_schema_is_json_that_names_every_key(run: Run) -> None:
     code, out, _ = run("schema")
     assert code == 0
@@ -148,6 +156,17 @@ def test_a_missing_file_names_the_path(tmp_path: Path, run: Run) -> None:
     code, _, err = run("build", recipe(tmp_path, path=str(tmp_path / "nothing-*.jsonl")))
     assert code == 2
     assert "nothing-*.jsonl" in err
+    code, _, err = run("validate", recipe(tmp_path, path="nothing.jsonl"))
+    assert code == 2
+    assert f"'nothing.jsonl' does not exist in '{os.getcwd()}', where the command runs. It is a source of 'pairs'." in err
+
+
+def test_a_build_of_empty_files_is_a_mistake_of_the_user(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    code, _, err = run("build", recipe(tmp_path, path=str(tmp_path / "empty.jsonl")), "--workers", "1")
+    assert code == 2
+    assert "No rows were read" in err
+    assert nothing_published(tmp_path)
 
 
 def test_a_missing_column_names_the_file_the_column_and_those_that_are_there(tmp_path: Path, run: Run) -> None:

@@ -293,6 +293,9 @@ def test_what_cannot_be_drawn_is_told_with_what_to_do(
     with pytest.raises(UserError, match=r"no validation rows\. Set split: \{validation: 0\.1\}"):
         make(published(tmp_path / "unsplit", {"train": parts["train"]}), str(tmp_path / "none"), 10, 3, 0)
     assert sorted(os.listdir(tmp_path)) == ["plain", "set", "unsplit"], "nothing half done is left behind"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="a part of this path is a file"):
+        make(whole, str(tmp_path / "file" / "set"), 20, 3, 0)
 
 
 def test_the_trainer_and_decontamination_open_the_folder(drawn: Path, tmp_path: Path) -> None:

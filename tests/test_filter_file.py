@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.main import get_command
 
 from datakit.cli import app
 from datakit.errors import run_command_line
@@ -200,10 +201,11 @@ def test_a_whole_recipe_names_filters_too_and_a_second_run_comes_from_the_cache(
         (("rows.jsonl", "--query", "qq", "--positive", "p"), "Did you mean 'q'?"),
         (("rows.jsonl", "--text", "q", "--query", "q"), "without --query"),
         (("rows.jsonl", "--task", "retreival"), "--task is 'retreival'. Allowed: retrieval"),
+        (("rows.jsonl", "--query", "q", "--positive", "p", "--language", "english"), "--language: found 'english'; allowed: a BCP 47 code"),
         (("rows.jsonl", "--format", "xml"), "--format is 'xml'; allowed: 'parquet'"),
         (("rows.jsonl", "--filters", "absent.yaml"), "'absent.yaml' does not exist"),
         (("rows.jsonl", "--filters", "empty.yaml"), "there is nothing to do"),
-        (("rows.jsonl", "--filters", "unknown.yaml"), "filters.0.encoder is 'minilm'"),
+        (("rows.jsonl", "--filters", "unknown.yaml"), "filters.0.encoder: is 'minilm'"),
         (("rows.jsonl", "--filters", "bounds.yaml", "--query", "q", "--positive", "p"), "names 'code', and the rows are of the category 'rows'"),
         (("filters.yaml",), "format of"),
     ],
@@ -248,3 +250,9 @@ def test_records_of_any_values_become_a_table_of_all_their_columns(rows: list[di
         assert [value is None for value in table.column(name).to_pylist()] == [row.get(name) is None for row in rows]
     if table.num_columns:
         assert conform(table, table.schema).equals(table) or "nan" in str(rows)
+
+
+def test_the_help_of_text_says_which_bounds_hold() -> None:
+    for name in ("filter", "calibrate"):
+        command = get_command(app).commands[name]  # type: ignore[attr-defined]
+        assert "bounds of `query` hold" in next(each.help for each in command.params if each.name == "text")

@@ -51,15 +51,42 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("filters:\n  - type: lenght\n", "/mixture.yaml:10: filters.0.type: found 'lenght'. Did you mean 'length'? Allowed: length, "),
         ("filters:\n  - {query: [1, 2]}\n", "/mixture.yaml:10: filters.0: the key 'type' is missing"),
         ("filters:\n  - type: length\n    qery: [1, 2]\n", "/mixture.yaml:11: filters.0.qery: unknown key 'qery'. Did you mean 'query'?"),
-        ("filters:\n  - {type: round_trip, encoder: e5}\n", "/mixture.yaml:10: filters.0.encoder: filters.0.encoder is 'e5', and 'encoders' has no"),
-        ("mixture: {caps: {pears: 3}}\n", "mixture.caps names 'pears', which is no category (there are: pairs)"),
+        ("filters:\n  - {type: round_trip, encoder: e5}\n", "/mixture.yaml:10: filters.0.encoder: is 'e5', and 'encoders' has no"),
+        ("mixture: {caps: {pears: 3}}\n", "mixture.caps: names 'pears', which is no category (there are: pairs)"),
         ("cache: ${NOT_SET_ANYWHERE}/x\n", "/mixture.yaml:9: cache: the environment variable NOT_SET_ANYWHERE is not set"),
+        ("filters:\n  - {type: length, query: [1, 2, 3]}\n", "filters.0.query: found a list of 3; allowed: at most 2"),
+        ("filters:\n  - {type: length, query: [1]}\n", "filters.0.query: item 2 is missing"),
+        ("filters:\n  - {type: language, allowed: []}\n", "filters.0.allowed: found a list of 0; allowed: at least 1"),
+        ("seed: 1e30\n", "seed: found '1e+30'; allowed: a smaller whole number"),
+        ("cache: {a: ${HERE}/b}\n", "Put what has a ${VARIABLE} into quotes"),
         ("seed: [1\n", "is not valid YAML"),
         ("seed: !!python/object/apply:os.system [ls]\n", "is not valid YAML"),
     ],
 )  # fmt: skip
 def test_every_mistake_is_named_with_file_line_key_and_what_is_allowed(tmp_path: Path, addition: str, expected: str) -> None:
     assert expected in refusal(tmp_path, GOOD + addition)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("path:", "pth:", ["categories.pairs.sources.0: the key 'path' is missing", "unknown key 'pth'. Did you mean 'path'?"]),
+        ("columns:", "limit: 0\n        columns:", ["categories.pairs.sources.0.limit: found '0'; allowed: greater than"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_inside_a_source_is_told_and_not_that_the_list_is_no_word(
+    tmp_path: Path, old: str, new: str, expected: list[str]
+) -> None:
+    lines = refusal(tmp_path, GOOD.replace(old, new)).splitlines()
+    assert len(lines) == len(expected)
+    assert all(sentence in line for sentence, line in zip(expected, lines, strict=True))
+
+
+def test_a_language_is_a_code(tmp_path: Path) -> None:
+    for code in ("en", "zh-Hant-TW", "pt_BR", "arz"):
+        assert load(tmp_path, GOOD.replace("define:", f"language: {code}\n    define:")).categories["pairs"].language == code
+    said = refusal(tmp_path, GOOD.replace("define:", "language: English\n    define:"))
+    assert "categories.pairs.language: found 'English'; allowed: a BCP 47 code, such as en" in said
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:

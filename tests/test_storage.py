@@ -41,6 +41,14 @@ def test_a_path_through_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path / "file" / "a"), b"x")
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a place where nobody can make a folder")
+def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its folder is not there, and cannot be made"):
+        storage.write_bytes("/proc/no-such-folder/a", b"x")
+    with pytest.raises(FileNotFoundError, match="other"), storage.atomic(str(tmp_path / "a")):
+        (tmp_path / "other").read_bytes()  # what is missing is not the folder
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing_behind(tmp_path: Path) -> None:
     small = tmp_path / "small"

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from itertools import takewhile
 from pathlib import Path as FilePath
 from typing import Self
@@ -38,6 +39,7 @@ from trainer.ablation_components import Custom, Name, without
 from trainer.building import built, digests
 from trainer.config import Config
 from trainer.evaluation import retrieval
+from trainer.evaluation.sets import load_sets
 from trainer.model import load_encoder
 from trainer.run import Run, claim, open_run, stage_builds
 
@@ -124,6 +126,14 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Sets:
+    """A file of local sets, and a digest of it, of all data that it names and of the package that measures."""
+
+    path: str
+    version: str
+
+
+@dataclass(frozen=True)
 class Trained:
     model: str
     run: Run
@@ -133,7 +143,7 @@ class Trained:
 def ablate(file: str, output: str | None, workers: int | None, console: Console) -> tuple[str, Report]:
     """Does all runs, or what is left of them, and returns the folder and what they say. Writes a report after each component.
 
-    Raises UserError, before anything is trained, where a component is not there to be removed.
+    Raises UserError, before anything is trained, where a component is not there to be removed, or a set cannot be read.
     """
     from trainer.ablation_report import write
 
@@ -146,6 +156,7 @@ def ablate(file: str, output: str | None, workers: int | None, console: Console)
     changed = [without(component, values, config) for component in wanted.components]
     for name, (_, other) in zip(wanted.names, changed, strict=True):
         check_model(name, config, other)
+    sets = opened(wanted.sets) if wanted.sets else None
     builds = os.path.join(folder, "builds")
     build = built(recipe, builds, workers, console) if recipe is not None else open_build(str(wanted.build))
     mined = (each.train.select(pl.col("negatives").list.len().sum()) for each in stage_builds(config, build).values())
@@ -160,7 +171,7 @@ def ablate(file: str, output: str | None, workers: int | None, console: Console)
     report = Report(name=config.name, seeds=wanted.seeds, gates=config != given, components=[])
     for variant in variants:
         runs = {seed: trained(variant, seed, full[seed].run, folder, console) for seed in wanted.seeds}
-        report.components.append(compared(variant, full, runs, wanted.sets, folder))
+        report.components.append(compared(variant, full, runs, sets, folder))
         write(folder, report)
     return folder, report
 
@@ -249,7 +260,7 @@ def linked(target: str, link: str) -> None:
 
 
 def compared(
-    variant: Variant, full: Mapping[int, Trained], runs: Mapping[int, Trained], sets: str | None, folder: str
+    variant: Variant, full: Mapping[int, Trained], runs: Mapping[int, Trained], sets: Sets | None, folder: str
 ) -> Removed:
     """Both models of each seed on the same queries, and on the sets."""
     config = next(iter(full.values())).run.config
@@ -326,7 +337,15 @@ def dev_scores(model: str, dev: Build, config: Config, dimensions: Sequence[int]
     return kept(model, ["dev", dev.version, str(limits), str(dimensions)], folder, measured)
 
 
-def set_scores(model: str, sets: str | None, dimensions: Sequence[int], folder: str) -> Scores:
+def opened(path: str) -> Sets:
+    """Reads the sets once: what is wrong with them is told before anything is trained, and other data are not taken for these."""
+    from trainer.evaluation.families import local_task
+
+    revisions = [local_task(each).metadata.revision for each in load_sets(path)]
+    return Sets(path, digest(storage.file_digest(path), metadata.version("mteb"), *revisions))
+
+
+def set_scores(model: str, sets: Sets | None, dimensions: Sequence[int], folder: str) -> Scores:
     """The main score of each local set."""
     if sets is None:
         return {}
@@ -334,10 +353,10 @@ def set_scores(model: str, sets: str | None, dimensions: Sequence[int], folder: 
     def measured() -> Scores:
         from trainer.evaluation.families import evaluate_families
 
-        tasks = evaluate_families(model, sets, dimensions=dimensions).tasks
+        tasks = evaluate_families(model, sets.path, dimensions=dimensions).tasks
         return {f"{task.name} {task.metric} at {each}": [score] for task in tasks for each, score in task.scores.items()}
 
-    return kept(model, ["sets", storage.file_digest(sets), str(dimensions)], folder, measured)
+    return kept(model, ["sets", sets.version, str(dimensions)], folder, measured)
 
 
 def kept(model: str, what: Sequence[str], folder: str, measured: Callable[[], Scores]) -> Scores:

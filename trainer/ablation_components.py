@@ -52,8 +52,12 @@ def dedup(recipe: Values, run: Values) -> None:
 
 
 def hard_negatives(recipe: Values, run: Values) -> None:
+    """Draws none, and leaves out what is of them alone."""
     for stage in run["stages"]:
-        stage["data"]["negatives"] = 0
+        stage["data"] |= {"negatives": 0, "curriculum": None, "remine": None}
+        stage["loss"] |= {"mixing": None, "triangle": None}
+        if (stage["loss"]["distillation"] or {}).get("documents") == "own":
+            stage["loss"] |= {"distillation": None, "contrastive": stage["loss"]["contrastive"] or 1.0}
 
 
 def distillation(recipe: Values, run: Values) -> None:

@@ -60,7 +60,8 @@ def plan(settings: Any, config: ModelConfig) -> None:
     if config.attention is not None:
         local, strided = config.attention.local, config.attention.strided
         below = round(local.layers * count) if local else 0
-        above = round((1 - strided.layers) * count) if strided else count
+        # The layer that both parts are rounded up to is a local one.
+        above = max(below, round((1 - strided.layers) * count)) if strided else count
         for part, layers in (("local", below if local else 1), ("strided", count - above if strided else 1)):
             if layers == 0:
                 raise UserError(f"model.attention.{part}.layers is none of the {count} layers of {named}. Give a larger part.")

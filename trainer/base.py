@@ -115,7 +115,7 @@ def _source(config: ModelConfig) -> dict[str, Any]:
 def _load_model(path: str, config: ModelConfig) -> Any:
     settings = transformers.AutoConfig.from_pretrained(path, **_source(config))
     if config.layers is not None:
-        _cut(settings, config, config.layers)
+        cut(settings, config, config.layers)
     if config.layer_weights is not None:
         _check_weights(settings, config, config.layer_weights)
     settings.output_hidden_states = config.layer_weights is not None  # stays in the config of an export
@@ -144,7 +144,7 @@ def _load_model(path: str, config: ModelConfig) -> Any:
     return fresh.eval()
 
 
-def _cut(settings: Any, config: ModelConfig, layers: int) -> None:
+def cut(settings: Any, config: ModelConfig, layers: int) -> None:
     whole = getattr(settings, "num_hidden_layers", None)
     if whole is None:
         raise UserError(f"model.layers: the base '{config.base}' ({settings.model_type}) does not say how many layers it has.")

@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from datakit import storage
-from datakit.errors import BuildError
+from datakit.errors import BuildError, UserError
 from trainer import distributed
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,34 @@ def save(
 
 def place(folder: str, step: int) -> Path:
     return Path(folder) / f"step-{step:07d}"
+
+
+@contextmanager
+def written(output: str) -> Iterator[str]:
+    """The path of a folder to make, which is renamed to `output` at the end: so that this is whole, or not there at all.
+
+    Raises check_new's errors, and those of `failure`.
+    """
+    check_new(output)
+    scratch = f"{os.path.normpath(output)}.tmp"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        yield scratch
+        os.replace(scratch, os.path.normpath(output))
+    except (OSError, SafetensorError) as error:
+        raise failure(error, output) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_new(output: str) -> None:
+    """Raises UserError where a folder is there already, or what it would be in cannot be made: before there is work to lose."""
+    if os.path.lexists(os.path.normpath(output)):
+        raise UserError(f"The output '{output}' is there already. Choose another --output, or move it away.")
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    except OSError as error:
+        raise failure(error, output) from error
 
 
 def failure(error: Exception, path: str) -> Exception:

@@ -108,7 +108,7 @@ def _train(config: str, data: str | None, output: str | None, dry_run: bool, sta
         raise
     out.print(tables(metrics))
     for name in ("report.html", "model"):
-        out.print(done.path(name), soft_wrap=True, highlight=False)
+        out.print(done.path(name), soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -145,28 +145,33 @@ def evaluate(
         raise UserError("Say what to measure on: --data BUILD, --sets FILE, --task NAME or --benchmark NAME.")
     from datakit import storage
     from datakit.opened import open_build
+    from trainer.evaluation.scores import table, writable
 
     build = open_build(data) if data is not None else None
     by_families = sets is not None or bool(tasks) or benchmark is not None
+    places: dict[str, str] = {}
+    if output is not None:
+        names = [name for name, written in (("results.json", by_families), ("evaluation.json", build is not None)) if written]
+        places = {name: writable(storage.join(output, name) if by_families else output) for name in names}
     if by_families:
         from trainer.evaluation.families import evaluate_families
-        from trainer.evaluation.scores import table
 
         found = evaluate_families(model, sets, tasks or [], benchmark, dimensions or [], bm25)
-        if output is not None:
-            storage.write_json(storage.join(output, "results.json"), found.model_dump(mode="json", by_alias=True))
-        out.print(table(found))
+        out.print(table(found))  # first, so that no number is lost where it cannot be written
+        if places:
+            storage.write_json(places["results.json"], found.model_dump(mode="json", by_alias=True))
     if build is None:
         return
-    from trainer.evaluation.retrieval import evaluate_model
+    from trainer.evaluation.retrieval import evaluate_bm25, evaluate_model, load_task
     from trainer.report import category_table, evaluation
 
     results = evaluate_model(build, model, dimensions or [])
-    if output is not None:
+    systems = {str(dimension): each for dimension, each in results.items()}
+    beside = {"BM25": evaluate_bm25(load_task(build))} if bm25 else {}
+    out.print(category_table(systems | beside, f"{model}: nDCG@10"))
+    if places:
         scores = evaluation(model, build.version, results[max(results)], None)
-        path = storage.join(output, "evaluation.json") if by_families else output
-        storage.write_json(path, scores.model_dump(mode="json", by_alias=True))
-    out.print(category_table({str(dimension): found for dimension, found in results.items()}, f"{model}: nDCG@10"))
+        storage.write_json(places["evaluation.json"], scores.model_dump(mode="json", by_alias=True))
 
 
 app.add_typer(search, name="search")

@@ -74,7 +74,7 @@ class ModelConfig(Model):
     pooling: Literal["mean", "last", "cls", "weighted"] = Field(
         "mean", description="mean; last or first (cls) token; weighted: the mean with weights 1, 2, 3, ... (SGPT)."
     )
-    layer_weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
+    layer_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
         None, description="What is pooled is the mean of all layers' outputs with these weights; the last output when absent."
     )
     pool_instruction: bool = Field(True, description="Whether the tokens of the instruction count in the pooling.")
@@ -103,7 +103,7 @@ class ModelConfig(Model):
     def _one_field(cls, value: str) -> str:
         try:
             known = not value or value.format(instruction="?") != value
-        except (KeyError, IndexError, ValueError):
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
             known = False
         if not known:
             raise ValueError(
@@ -146,8 +146,11 @@ class DataConfig(Model):
 
     @model_validator(mode="after")
     def _mined_are_drawn(self) -> Self:
-        if self.remine is not None and self.negatives == 0:
-            raise ValueError("remine mines negatives, and negatives: 0 draws none; give negatives 1 or more, or leave remine out")
+        for name in ("remine", "curriculum"):
+            if getattr(self, name) is not None and self.negatives == 0:
+                raise ValueError(
+                    f"{name} is of mined negatives, and negatives: 0 draws none; give 1 or more, or leave {name} out"
+                )
         return self
 
 
@@ -155,8 +158,8 @@ class OptimizerConfig(Model):
     """AdamW, with warm-up and cosine."""
 
     learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.01, ge=0, description="For matrices; vectors (norms, biases) and embeddings have none.")
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0, description="For matrices; vectors (norms, biases) and token embeddings have none.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Part of the steps in which the rate rises from 0.")
     floor: float = Field(0.0, ge=0, le=1, description="Part of the rate that is left at the last step.")
@@ -189,21 +192,13 @@ class TrainingConfig(Model):
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _together(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("steps and epochs: give one of the two")
-        return self
-
-    @model_validator(mode="after")
-    def _compiled_alone(self) -> Self:
         if self.compile and (self.activation_checkpointing or self.parallel == "fsdp"):
             raise ValueError(
                 "compile is on with activation_checkpointing or parallel: fsdp; allowed: neither; it was never tried"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _no_scaler(self) -> Self:
         if self.parallel == "fsdp" and self.precision == "float16":
             raise ValueError("precision is float16 with parallel: fsdp; allowed with it: auto, float32, bfloat16")
         return self
@@ -278,13 +273,25 @@ class Stage(Model):
     consolidation: Consolidation | None = Field(None, description="What was learnt before is held by nothing when absent.")
 
     @model_validator(mode="after")
-    def _compiled_stay(self) -> Self:
-        if self.training.compile and self.layers.dropout:
-            raise ValueError("training.compile is on with layers.dropout; allowed with it: layers that are never left out")
+    def _negatives_are_enough(self) -> Self:
+        loss = self.loss
+        own = loss.distillation is not None and loss.distillation.documents == "own"
+        for name, wanted, least in (
+            ("mixing", loss.mixing, 2),
+            ("triangle", loss.triangle, 1),
+            ("distillation of documents: own", own, 1),
+        ):
+            if wanted and self.data.negatives < least:
+                count = self.data.negatives
+                raise ValueError(
+                    f"loss.{name} is of a row's mined negatives, and data.negatives is {count}; allowed: from {least}"
+                )
         return self
 
     @model_validator(mode="after")
-    def _mined_are_used(self) -> Self:
+    def _together(self) -> Self:
+        if self.training.compile and self.layers.dropout:
+            raise ValueError("training.compile is on with layers.dropout; allowed with it: layers that are never left out")
         remine, steps = self.data.remine, self.training.steps
         if remine is not None and steps is not None and remine.every >= steps:
             raise ValueError(f"data.remine.every is {remine.every}, and the stage has {steps} steps; allowed: fewer than these")
@@ -322,7 +329,7 @@ class Config(Model):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output: Path = operational(Path("models"), validate_default=True)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     model: ModelConfig
     stages: list[Stage] = Field(min_length=1)
     export: Literal["last", "best"] = Field("last", description="best: of each stage the checkpoint with the best dev metric.")
@@ -357,12 +364,20 @@ class Config(Model):
                 raise ValueError(
                     f"stage '{stage.name}': loss.annealing needs evaluation.every, the steps between two measurements"
                 )
+            every, steps = self.evaluation.every, stage.training.steps
+            if every and steps and every > steps and (self.export == "best" or stage.loss.annealing is not None):
+                raise ValueError(
+                    f"stage '{stage.name}' has {steps} steps, and evaluation.every is {every}: export: best and loss.annealing "
+                    f"need a measurement within each stage; allowed: up to {steps}"
+                )
             if stage.lagging is not None and len(stage.objectives) < 2:
                 raise ValueError(f"stage '{stage.name}': lagging compares objectives; it has {len(stage.objectives)}, give two")
             for name, objective in stage.objectives.items():
                 other = self.objectives[name]
                 if (other.tasks, other.categories) != (objective.tasks, objective.categories):
                     raise ValueError(f"objective '{name}' has other rows in stage '{stage.name}' than in a later one; rename it")
+        if self.model.heads is not None and not self.objectives:
+            raise ValueError("model.heads are of objectives, and no stage has some; name objectives, or leave heads out")
         if self.export == "best" and self.evaluation.every is None:
             raise ValueError("export: best needs evaluation.every, the steps between two measurements")
         return self

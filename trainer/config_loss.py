@@ -33,6 +33,12 @@ class Mixing(Model):
     lists: bool = Field(True, description="One more: the sum of all of them, weighted by the softmax of their similarities.")
     beta: float = Field(2.0, gt=0)
 
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.pairs and not self.lists:
+            raise ValueError("pairs is 0 and lists is false, so that nothing is mixed; give one of the two, or leave mixing out")
+        return self
+
 
 class Distillation(Model):
     """KL(teacher || student) over a row's documents (the brief, IV stage 3). Computed once for each text, and kept in the run."""
@@ -109,4 +115,7 @@ class LossConfig(Model):
             raise ValueError(f"weights are {self.weights}; allowed: numbers from 0, not all of them 0")
         if self.contrastive == 0 and self.distillation is None:
             raise ValueError("contrastive is 0 and there is no distillation; one of the two is needed")
+        parts = {"form: qwen3": self.form == "qwen3", **{name: getattr(self, name) for name in ("focal", "mixing", "annealing")}}
+        if self.contrastive == 0 and (idle := [name for name, part in parts.items() if part]):
+            raise ValueError(f"contrastive is 0, so that {', '.join(idle)} would do nothing; leave it out")
         return self

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from datakit import storage
 from datakit.opened import open_build
-from trainer import distributed, gradcache
+from trainer import distributed, gradcache, heads
 from trainer.checkpoint import seal, sealed, trained
 from trainer.config import Stage
 from trainer.data import TrainingRows, no_rows
 from trainer.loop import targets_of
 from trainer.losses import Statistics, Targets, batch_loss
 from trainer.model import Encoder
-from trainer.run import Run
+from trainer.run import Run, stage_seed
 from trainer.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def penalty(run: Run, stage: Stage, folder: str, encoder: Encoder) -> Callable[[
         number = [each.name for each in run.config.stages].index(stage.name)
         earlier = stage if config.build is not None else run.config.stages[number - 1]
         build = open_build(config.build) if config.build is not None else run.builds[earlier.name]
-        rows, began = TrainingRows(build, folder, earlier, run.config.seed), time.monotonic()
+        rows, began = TrainingRows(build, folder, earlier, stage_seed(run.config, earlier)), time.monotonic()
         distillation = earlier.loss.distillation
         with distributed.main_first():
             teacher = Teacher.open(distillation, rows, run.path("teacher")) if distillation else None
@@ -71,7 +71,8 @@ def pull(strength: float, anchors: dict[str, Tensor], importance: dict[str, Tens
         gradient = strength * importance[name] * away
         total += (gradient * away).sum(dtype=torch.float64) / 2
         if parameter.grad is None:
-            parameter.grad = gradient
+            # A gradient of zeros would make AdamW decay what the stage does not train.
+            parameter.grad = gradient if gradient.any() else None
         elif parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
             parameter.grad.values().add_(gradient[parameter.grad.indices()[0]])
@@ -85,8 +86,9 @@ def fisher(
 ) -> tuple[dict[str, Tensor], int]:
     """F of each trained parameter, in its shape, and of how many rows it is the mean: up to `most`, from all batches alike.
 
-    The loss is the stage's, at its first temperature, without dropout, as in the batches of its first epoch, and with the mined
-    negatives of its end; of form qwen3 without other queries. Graded rows have no part in it: their loss is one of pairs of rows.
+    The loss is the stage's, at its first temperature, without dropout, as in the batches of its first epoch, with negatives of
+    the build as the curriculum has them at its end; of form qwen3 without other queries. Graded rows have no part in it: their
+    loss is one of pairs of rows.
     """
     encoder.eval()
     parameters = trained(encoder)
@@ -124,6 +126,7 @@ def row_gradient(encoder: Encoder, rows: TrainingRows, stage: Stage, teacher: Te
     )
 
     def objective(found: Tensor) -> tuple[Tensor, Statistics]:
+        found = heads.applied(encoder, batch.objective, found)
         return batch_loss(found[:1], found[1:], targets, stage.loss, stage.loss.temperature, 0)
 
     tokens = encoder.tokenize([batch.queries[place], *batch.documents], stage.data.max_length)

@@ -70,7 +70,7 @@ def usable_blocks(files: Sequence[str], graded: bool = False) -> Iterator[pa.Rec
     """
     empty = scored = 0
     for file in files:
-        for block in pq.ParquetFile(file).iter_batches(batch_size=BLOCK_ROWS, columns=COLUMNS):
+        for block in read_blocks(file):
             texts = [pc.greater(pc.fill_null(pc.utf8_length(block.column(name)), 0), 0) for name in ("query", "positive")]
             whole = block.filter(pc.and_(*texts))
             kept = whole if graded else whole.filter(pc.is_null(whole.column("score")))
@@ -81,6 +81,14 @@ def usable_blocks(files: Sequence[str], graded: bool = False) -> Iterator[pa.Rec
             "%d rows are left out: %d have an empty side, %d a graded score, which only loss.similarity uses.",
             empty + scored, empty, scored,
         )  # fmt: skip
+
+
+def read_blocks(file: str) -> Iterator[pa.RecordBatch]:
+    """The columns of a Parquet file, in blocks. Raises BuildError where its pages are damaged."""
+    try:
+        yield from pq.ParquetFile(file).iter_batches(batch_size=BLOCK_ROWS, columns=COLUMNS)
+    except (OSError, pa.ArrowException) as error:
+        raise BuildError(f"'{file}' cannot be read ({error}). Build the recipe again.") from error
 
 
 def plan(sizes: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[tuple[int, int, int]]:

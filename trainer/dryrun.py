@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,26 +14,30 @@ import torch
 
 from datakit.assets import locate
 from datakit.errors import UserError
-from datakit.opened import Build
+from datakit.opened import Build, open_build
 from trainer import loop, stages
 from trainer.batch import Batch, pairs
 from trainer.config import Config, Stage
 from trainer.data import TrainingRows
 from trainer.evaluation import retrieval
-from trainer.run import stage_builds
+from trainer.run import stage_builds, stage_seed
 from trainer.teacher import DOCUMENT, QUERY, Teacher, hashes, item_keys
 
 
 def check(config: Config, build: Build | None, only: str | None) -> Iterator[str]:
     """A line for each thing that was looked at. Raises UserError for what a run would be refused for."""
-    chosen = [stage for stage in config.stages if only in (None, stage.name)]
-    if not chosen:
-        raise UserError(f"There is no stage '{only}'; the config has: {', '.join(stage.name for stage in config.stages)}.")
+    chosen = config.stages if only is None else [stages.last_stage(config, only)]
     yield f"{config.name}: {len(config.stages)} stages, {', '.join(stage.name for stage in config.stages)}"
-    here = os.path.exists(locate(config.model.base))
+    here = there(config.model.base, "The base")
+    for stage in chosen:
+        if stage.loss.distillation is not None:
+            there(stage.loss.distillation.teacher, f"{stage.name}: the teacher")
+    for name in config.evaluation.encoders:
+        there(name, "evaluation.encoders:")
     if not here:
         yield f"The base '{config.model.base}' is not on this machine. Nothing was tried with it, and nothing was downloaded."
-    builds = {} if build is None else stage_builds(config, build)
+    own = {stage.name: open_build(stage.data.build) for stage in config.stages if stage.data.build}
+    builds = own if build is None else stage_builds(config, build)
     for stage in chosen:
         yield f"{stage.name}: {said(stage)}"
         if here:
@@ -44,7 +49,7 @@ def check(config: Config, build: Build | None, only: str | None) -> Iterator[str
             yield f"{stage.name}: no build is given (--data), so that rows and steps are not known"
             continue
         with tempfile.TemporaryDirectory() as folder:
-            rows = TrainingRows(builds[stage.name], folder, stage, stages.stage_seed(config, stage))
+            rows = TrainingRows(builds[stage.name], folder, stage, stage_seed(config, stage))
             if not here:
                 size = f"{len(rows):,} rows in {len(rows.groups)} groups, {rows.batches_per_epoch:,} batches an epoch"
                 yield f"{stage.name}: {size}"
@@ -53,6 +58,15 @@ def check(config: Config, build: Build | None, only: str | None) -> Iterator[str
             job = loop.Job(config, stage, folder, encoder, rows, None, task, [])
             yield f"{stage.name}: {stages.size(job)}"
             yield f"{stage.name}: {tried(job)}"
+
+
+def there(name: str, what: str) -> bool:
+    """Whether a model is on this machine. Raises UserError where it is not, and no name on the hub either."""
+    path = locate(name)
+    found = os.path.exists(path)
+    if not found and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", path):
+        raise UserError(f"{what} '{name}' is not there. Give a folder, a name on the hub, or package:NAME/inner/path.")
+    return found
 
 
 def said(stage: Stage) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from datakit import storage
 from datakit.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,24 +27,23 @@ class Embedder:
         from sentence_transformers import SentenceTransformer
 
         from trainer import heads
-        from trainer.export import TRAINED
+        from trainer.export import TRAINED, trained
         from trainer.model import quiet
 
-        marker = os.path.join(path, TRAINED)
-        if not os.path.isfile(marker):
+        if not (dimensions := trained(path)):
             raise UserError(f"'{path}' is no model that trainer exported: it has no {TRAINED}. Give models/NAME/latest/model.")
         with quiet():
-            return cls(SentenceTransformer(path), storage.read_json(marker)["dimensions"], heads.load(path))
+            return cls(SentenceTransformer(path), dimensions, heads.load(path))
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: str | Sequence[str],
         dim: int | None = None,
         kind: Literal["query", "document"] = "document",
         prompt: str | None = None,
         head: str | None = None,
     ) -> np.ndarray:
-        """Vectors [len(texts), dim] float32 of norm 1; of all dimensions where `dim` is absent.
+        """Vectors [len(texts), dim] float32 of norm 1; of all dimensions where `dim` is absent. One vector [dim] of a lone text.
 
         `kind` chooses the prompt that queries or documents had in training; `prompt` is one to use in its place ('' for none).
         `head` is the objective whose head the vectors go through, where the model has heads; none when absent.
@@ -55,6 +52,9 @@ class Embedder:
         """
         from trainer.heads import through
 
+        if isinstance(texts, str):
+            vector: np.ndarray = self.encode([texts], dim, kind, prompt, head)[0]
+            return vector
         width = int(self.model.get_embedding_dimension())
         if dim is not None and not 1 <= dim <= width:
             raise UserError(f"dim is {dim}; allowed: 1 to {width}, of which {', '.join(map(str, self.dimensions))} were trained.")

@@ -21,13 +21,13 @@ from datakit.assets import locate
 from datakit.errors import UserError
 from datakit.opened import Build
 from datakit.planning import about
+from trainer.base import cut
 from trainer.config import Config, ModelConfig, Stage
 from trainer.data import TrainingRows
 from trainer.flops import HARDWARE, Hardware, Shape, counted, step_flops
 from trainer.matryoshka import block_height
 from trainer.model import CHUNK_TOKENS, prefix, quiet
-from trainer.run import stage_builds
-from trainer.stages import stage_seed
+from trainer.run import stage_builds, stage_seed
 
 SAMPLE_ROWS = 1_000
 TOKENS_OF_A_TEXT, CHARACTERS_OF_A_TOKEN = 128, 4
@@ -111,22 +111,28 @@ def estimate(
 
     rows of the build, of all stages or of each, and tokens of a text, instruction included: else both are read off the build.
     parameters: of a base that is not on this machine; share: of the peak that is reached.
-    Raises UserError where the hardware, the size of the base or the rows are not known.
+    Raises UserError where the hardware, the size of the base or the rows are not known, or a number is out of range.
     """
     device, count = hardware_of(hardware)
-    device = device._replace(share=share or device.share)
+    for option, values in (("--rows", rows), ("--tokens-per-text", [tokens]), ("--parameters", [parameters])):
+        for value in values:
+            if value is not None and not 1 <= value < math.inf:
+                raise UserError(f"{option} is {value:g}; allowed: numbers from 1 on.")
+    if share is not None and not 0 < share <= 1:
+        raise UserError(f"--mfu is {share:g}; allowed: a share above 0 and not above 1, such as 0.4.")
+    device = device._replace(share=device.share if share is None else share)
     if len(rows) not in (0, 1, len(config.stages)):
         raise UserError(f"--rows is given {len(rows)} times; give it once, or once for each of {len(config.stages)} stages.")
     shape, said = shape_of(config.model, parameters)
     builds = {} if build is None else stage_builds(config, build)
-    tokenizer = local(transformers.AutoTokenizer, config.model.base, config.model) if builds and not tokens else None
+    tokenizer = local(transformers.AutoTokenizer, config.model.base, config.model) if builds and tokens is None else None
     if tokens is None and not builds:
         tokens = float(min(TOKENS_OF_A_TEXT, config.model.max_length))
     read = f"those of {SAMPLE_ROWS:,} rows, " + ("tokenized" if tokenizer else f"{CHARACTERS_OF_A_TOKEN} characters a token")
     assumptions = [
         f"the base: {about(shape.matrices)} parameters and {about(shape.embeddings)} of token embeddings, {said}",
         f"{count} x {device.peak / 1e12:.4g} TFLOP/s, {device.share:.0%} of it reached, repeated passes counted; {device.source}",
-        f"tokens of a text: {f'{tokens:g}' if tokens else read}; all see each other; none is padding",
+        f"tokens of a text: {read if tokens is None else f'{tokens:g}'}; all see each other; none is padding",
         "no time for embeddings, norms, the optimizer, communication, measuring, loading and stops",
         "float32 for weights (with bfloat16 copies), gradients and moments; activations as Llama's with a kernel for attention",
     ]
@@ -198,7 +204,7 @@ def amount_of(
         with tempfile.TemporaryDirectory() as folder:
             there = TrainingRows(build, folder, stage, stage_seed(config, stage))
             sample = there.take(np.unique(np.linspace(0, len(there) - 1, SAMPLE_ROWS).astype(np.int64))).to_pylist()
-            rows, batches = rows or len(there), there.batches_per_epoch / len(there)
+            rows, batches = len(there) if rows is None else rows, there.batches_per_epoch / len(there)
         queries = [prefix(config.model.query_prefix, row["instruction"]) + row["query"] for row in sample]
         documents = [
             prefix(config.model.document_prefix, row["document_instruction"]) + text
@@ -213,7 +219,7 @@ def amount_of(
     mean, length = float(counts.mean()), float((counts**2).mean() / counts.mean())
     if rows is None and training.steps is None:
         raise UserError(f"Stage '{stage.name}' goes by epochs: give --data BUILD, or --rows, once or once for each stage.")
-    rows = rows or batch * training.accumulate * (training.steps or 1)
+    rows = batch * training.accumulate * (training.steps or 1) if rows is None else rows
     steps_of_an_epoch = math.ceil(math.ceil(rows * batches - 1e-6) / training.accumulate)
     steps = training.steps or (training.epochs or 1) * steps_of_an_epoch
     seen = steps / steps_of_an_epoch * rows
@@ -222,8 +228,8 @@ def amount_of(
 
 def hardware_of(text: str) -> tuple[Hardware, int]:
     """NAME or NAMExCOUNT. The cores of a CPU are one device."""
-    found = re.fullmatch(r"(\w+?)(?:x([1-9]\d*))?", text.lower())
-    if found is None or found[1] not in HARDWARE:
+    found = re.fullmatch(rf"({'|'.join(HARDWARE)})(?:x([1-9]\d*))?", text.lower())
+    if found is None:
         raise UserError(f"The hardware '{text}' is not known; known: {', '.join(HARDWARE)}; several as NAMExCOUNT, as a100x8.")
     device, count = HARDWARE[found[1]], int(found[2] or 1)
     if found[1] == "cpu":
@@ -250,9 +256,7 @@ def shape_of(model: ModelConfig, parameters: float | None) -> tuple[Shape, str]:
     if settings is None:
         raise UserError(f"The base '{model.base}' is not on this machine. Give its size, such as --parameters 1.5e9.")
     if model.layers is not None:
-        settings.num_hidden_layers = min(model.layers, settings.num_hidden_layers)
-        if getattr(settings, "layer_types", None):
-            settings.layer_types = settings.layer_types[: model.layers]
+        cut(settings, model, model.layers)
     return counted(settings, tuple(model.lora.targets) if model.lora else ()), f"by the config of '{model.base}'"
 
 

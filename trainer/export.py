@@ -6,13 +6,14 @@ import copy
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from datakit import storage
-from datakit.errors import BuildError
+from datakit.errors import BuildError, UserError
 from trainer import attention, checkpoint, heads
 from trainer.model import Encoder, Prompted, prefix, quiet
 
@@ -123,10 +124,37 @@ def _write(encoder: Encoder, folder: str, prompts: Mapping[str, str]) -> None:
     model = SentenceTransformer(modules=modules, prompts=dict(prompts), similarity_fn_name="cosine", device=str(encoder.device))
     model.save(folder, create_model_card=False)
     if lower:
-        # tokenizer.json says it, but some classes of tokenizers, as that of Qwen2, do not heed it when they are opened.
-        settings = os.path.join(folder, "sentence_bert_config.json")
-        storage.write_json(settings, {**storage.read_json(settings), "do_lower_case": True})
+        keep_lower_case(folder)
     heads.save(encoder, folder)
+
+
+def keep_lower_case(folder: str) -> None:
+    """Writes down that texts are read in lower case, which sentence-transformers forgets when it saves a model.
+
+    tokenizer.json may say it, but some classes of tokenizers, as that of Qwen2, do not heed it when they are opened.
+    """
+    settings = os.path.join(folder, "sentence_bert_config.json")
+    storage.write_json(settings, {**storage.read_json(settings), "do_lower_case": True})
+
+
+def trained(folder: str) -> list[int]:
+    """The dimensions that a model was trained at, as its folder says; none where it says nothing. Raises UserError for damage."""
+    path = os.path.join(folder, TRAINED)
+    if not os.path.isfile(path):
+        return []
+    found = parsed(path)
+    dimensions = found.get("dimensions") if isinstance(found, dict) else None
+    if not isinstance(dimensions, list) or not all(type(each) is int and each > 0 for each in dimensions):
+        raise UserError(f"'{path}' holds {str(found)[:80]}; allowed: an object with 'dimensions', whole numbers from 1 on.")
+    return dimensions
+
+
+def parsed(path: str) -> Any:
+    """What the JSON of a model's folder says. Raises UserError where it is none."""
+    try:
+        return storage.read_json(path)
+    except ValueError as error:
+        raise UserError(f"'{path}' is no JSON: {error}.") from error
 
 
 def _difference(encoder: Encoder, folder: str) -> float:

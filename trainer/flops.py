@@ -66,10 +66,17 @@ def counted(settings: Any, targets: tuple[str, ...] = ()) -> Shape:
     layers, hidden, heads = settings.num_hidden_layers, settings.hidden_size, settings.num_attention_heads
     attention = heads * (getattr(settings, "head_dim", None) or hidden // heads)
     linear = [
-        each for name, each in base.named_modules() if isinstance(each, nn.Linear) and (not targets or name.endswith(targets))
+        each
+        for name, each in base.named_modules()
+        if isinstance(each, nn.Linear)
+        and not name.startswith("pooler.")
+        and (not targets or any(f".{name}".endswith(f".{target}") for target in targets))
     ]
     adapters = sum(each.in_features + each.out_features for each in linear)
-    return Shape(whole - embeddings, embeddings, layers, hidden, attention, settings.intermediate_size, adapters)
+    # Each family has a name of its own; GPT-2 leaves it out where it is four times as wide.
+    widths = (getattr(settings, name, None) for name in ("intermediate_size", "hidden_dim", "d_ff", "n_inner"))
+    feed_forward = next((each for each in widths if each), 4 * hidden)
+    return Shape(whole - embeddings, embeddings, layers, hidden, attention, feed_forward, adapters)
 
 
 def peak_of(device: torch.device, compute: torch.dtype) -> float | None:

@@ -49,6 +49,8 @@ def attach(encoder: Encoder, config: Config) -> None:
         return
     whole = sum(parameter.numel() for parameter in encoder.parameters())
     for name in config.objectives:
+        if hasattr(nn.ModuleDict, name):
+            raise UserError(f"model.heads: an objective cannot be named '{name}', which torch uses itself. Rename it.")
         seed = int(digest("head", str(config.seed), name)[:15], 16)
         head = Head(encoder.dimension, heads.width if heads.layers == 2 else None, seed)
         size = sum(parameter.numel() for parameter in head.parameters())
@@ -59,6 +61,11 @@ def attach(encoder: Encoder, config: Config) -> None:
                 f"{LARGEST * whole / (2 * encoder.dimension):.0f}."
             )
         encoder.heads[name] = head.to(encoder.device)
+
+
+def applied(encoder: Encoder, objective: str, vectors: Tensor) -> Tensor:
+    """Vectors [n, d] through the head of an objective; as they are where it has none."""
+    return encoder.heads[objective](vectors) if objective in encoder.heads else vectors
 
 
 def save(encoder: Encoder, folder: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from datakit import storage
 from datakit.errors import BuildError
 from datakit.schema import digest
-from trainer import checkpoint, distributed, gradcache, objectives, remine
+from trainer import checkpoint, distributed, gradcache, heads, objectives, remine
 from trainer.batch import Batch
 from trainer.config import Config, OptimizerConfig, Stage
 from trainer.data import TrainingRows
@@ -82,6 +82,7 @@ def train(job: Job, console: Console) -> int:
     if done:
         scaler.load_state_dict(kept["scaler"])
         log.info("Going on after step %d of %d of '%s'", done, steps, job.stage.name)
+    tell_what_never_comes(job)
     journal = Journal(os.path.join(job.folder, "log.jsonl"), done) if main else None
     board = os.path.join(job.folder, "tensorboard") if config.tensorboard and main else None
     speed = meter(job.encoder)
@@ -103,6 +104,20 @@ def train(job: Job, console: Console) -> int:
                 checkpoint.save(job.checkpoints, step + 1, job.encoder, optimizers, kept, config.checkpoint.keep, state.best_step)
             advance(step + 1, statistics)
     return state.best_step or steps if config.export == "best" else steps
+
+
+def tell_what_never_comes(job: Job) -> None:
+    """Warns of what comes after more steps than the stage has: the config does not know how long epochs are."""
+    every, remined = job.config.evaluation.every, job.stage.data.remine
+    if every is not None and every > job.steps and (job.config.export == "best" or job.stage.loss.annealing is not None):
+        log.warning(
+            "Stage '%s' has %d steps, and evaluation.every is %d: the dev metric is not measured within it, so that export: best "
+            "takes the last step, and loss.annealing does nothing.", job.stage.name, job.steps, every,
+        )  # fmt: skip
+    if remined is not None and remined.every >= job.steps:
+        log.warning(
+            "Stage '%s' has %d steps, and data.remine.every is %d: nothing is mined.", job.stage.name, job.steps, remined.every
+        )
 
 
 def take_step(
@@ -144,12 +159,8 @@ def take_step(
     if not math.isfinite(statistics["loss"]) or not (math.isfinite(norm) or overflow):
         stop(step, job, batches, f"the loss is {statistics['loss']} and the norm of the gradient {norm}")
     if diverged(state, stage.training.divergence):
-        stop(
-            step,
-            job,
-            batches,
-            f"the loss has grown to {statistics['loss']:.3g}: the median of the last steps was {state.smallest:.3g}",
-        )
+        grown = f"the loss has grown to {statistics['loss']:.3g}: the median of the last steps was {state.smallest:.3g}"
+        stop(step, job, batches, grown)
     if not overflow:
         statistics["gradient_norm"] = norm
         for optimizer in optimizers:
@@ -170,8 +181,7 @@ def backward(batch: Batch, share: float, seed: int, job: Job, temperature: float
     count = len(batch.queries)
 
     def objective(vectors: Tensor) -> tuple[Tensor, Statistics]:
-        if batch.objective in encoder.heads:
-            vectors = encoder.heads[batch.objective](vectors)
+        vectors = heads.applied(encoder, batch.objective, vectors)
         loss, statistics = batch_loss(vectors[:count], vectors[count:], targets, stage.loss, temperature, seed)
         return scaler.scale(loss * share), {"loss": loss.detach(), **statistics}
 

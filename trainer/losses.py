@@ -107,9 +107,10 @@ def row_losses(
             terms = terms + config.distillation.weight * divergence
         if config.triangle is not None:
             broken = triangle(block, own, dimension, config.triangle)
-            statistics["triangle"] = broken.detach().mean(1)
-            statistics["triangle_active"] = (broken.detach() > 0).to(broken.dtype).mean(1)
-            terms = terms + config.triangle.weight * broken.mean(1)
+            count = (own >= 0).sum(1).clamp(min=1)
+            statistics["triangle"] = broken.detach().sum(1) / count
+            statistics["triangle_active"] = (broken.detach() > 0).sum(1) / count
+            terms = terms + config.triangle.weight * broken.sum(1) / count
         # At the narrower dimensions their losses alone are told.
         told = [name for name in statistics if place == len(weights) - 1 or name == f"loss_{dimension}"]
         yield weights[place] * terms.sum(), {name: statistics[name].sum() for name in told}
@@ -194,9 +195,8 @@ def draw_mixtures(own: Tensor, config: Mixing, seed: int) -> Mixtures:
     share = torch.from_numpy(draw.beta(config.beta, config.beta, (rows, config.pairs))).to(own.device)
     luck = luck.masked_fill((own < 0)[:, None], -1.0)
     enough = (own >= 0).sum(1) >= 2
-    two = luck.topk(min(2, places), dim=2).indices if places else luck.long()
-    if places < 2:
-        two = torch.zeros(rows, config.pairs, 2, dtype=torch.long, device=own.device)
+    none = torch.zeros(rows, config.pairs, 2, dtype=torch.long, device=own.device)
+    two = luck.topk(2, dim=2).indices if places >= 2 else none
     return Mixtures(two[..., 0], two[..., 1], share, enough, config.lists)
 
 

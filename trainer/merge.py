@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -13,15 +14,17 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from datakit import storage
 from datakit.assets import Assets, locate
 from datakit.errors import UserError
 from datakit.opened import Build
+from datakit.schema import digest
 from trainer import attention, checkpoint
 from trainer.evaluation.retrieval import Result, evaluate_encoder, load_task
-from trainer.export import TRAINED
+from trainer.export import TRAINED, parsed, trained
 
 Method = Literal["soup", "slerp"]
 # Where |cosine| is above it, as in mergekit, the line takes the arc's place.
@@ -79,46 +82,36 @@ def merge(
     Raises UserError for what is no model, and for models that differ, naming the first tensor; for SLERP of more than two, as the
     result would depend on their order.
     """
-    weights = checked(len(models), method, weights)
-    scratch, merged = f"{os.path.normpath(output)}.tmp", Merged()
-    if os.path.lexists(output):
-        raise UserError(f"The output '{output}' is there already. Choose another --output, or move it away.")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix="trainer-merge-") as exports:
-            folders = [exported(name, os.path.join(exports, str(number))) for number, name in enumerate(models)]
-            sources = [tensors_of(folder) for folder in folders]
-            for number in range(1, len(models)):
-                compare([models[0], models[number]], [folders[0], folders[number]], [sources[0], sources[number]])
+    weights, merged = checked(len(models), method, weights), Merged()
+    with checkpoint.written(output) as scratch, tempfile.TemporaryDirectory(prefix="trainer-merge-") as exports:
+        folders = [exported(name, os.path.join(exports, str(number))) for number, name in enumerate(models)]
+        sources = [tensors_of(folder) for folder in folders]
+        for number in range(1, len(models)):
+            compare([models[0], models[number]], [folders[0], folders[number]], [sources[0], sources[number]])
 
-            def combined(key: str) -> Tensor:
-                tensors = [source[key] for source in sources]
-                if not tensors[0].is_floating_point():
-                    return tensors[0]
-                share = weights[1] / sum(weights)
-                result, linear = slerp(tensors[0], tensors[1], share) if method == "slerp" else (soup(tensors, weights), False)
-                merged.tensors, merged.linear = merged.tensors + 1, merged.linear + linear
-                return result.to(tensors[0].dtype)
+        def combined(key: str) -> Tensor:
+            tensors = [source[key] for source in sources]
+            if not tensors[0].is_floating_point():
+                return tensors[0]
+            share = weights[1] / sum(weights)
+            result, linear = slerp(tensors[0], tensors[1], share) if method == "slerp" else (soup(tensors, weights), False)
+            merged.tensors, merged.linear = merged.tensors + 1, merged.linear + linear
+            return result.to(tensors[0].dtype)
 
-            write(folders[0], scratch, combined)
-            trained = [set(_json(folder, TRAINED).get("dimensions", [])) for folder in folders]
-            dimensions = sorted(set.intersection(*trained), reverse=True)
-            if os.path.isfile(os.path.join(scratch, TRAINED)):
-                storage.write_json(os.path.join(scratch, TRAINED), {"dimensions": dimensions})
-            digests = [Assets(os.path.join(folder, ".none")).digest(folder) for folder in folders]
-            table = [f"| `{name}` | {weight:g} | {each} |" for name, weight, each in zip(models, weights, digests, strict=True)]
-            linear = f" {merged.linear} of {merged.tensors} tensors were nearly parallel: linearly." if method == "slerp" else ""
-            card = _CARD.format(title=os.path.basename(scratch[:-4]), method=method, linear=linear, models="\n".join(table))
-            storage.write_bytes(os.path.join(scratch, "README.md"), card.encode())
-            if build is not None:
-                task = load_task(build)
-                for name, folder in zip([*models, f"{method}: {output}"], [*folders, scratch], strict=True):
-                    merged.scores[name] = evaluate_encoder(task, folder, dimensions)
-        os.replace(scratch, output)
-    except (OSError, SafetensorError) as error:
-        raise checkpoint.failure(error, output) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        write(folders[0], scratch, combined)
+        dimensions = sorted(set.intersection(*(set(trained(folder)) for folder in folders)), reverse=True)
+        if os.path.isfile(os.path.join(scratch, TRAINED)):
+            storage.write_json(os.path.join(scratch, TRAINED), {"dimensions": dimensions})
+        digests = [Assets(os.path.join(folder, ".none")).digest(folder) for folder in folders]
+        table = [f"| `{name}` | {weight:g} | {each} |" for name, weight, each in zip(models, weights, digests, strict=True)]
+        linear = f" {merged.linear} of {merged.tensors} tensors were nearly parallel: linearly." if method == "slerp" else ""
+        title = os.path.basename(os.path.normpath(output))
+        card = _CARD.format(title=title, method=method, linear=linear, models="\n".join(table))
+        storage.write_bytes(os.path.join(scratch, "README.md"), card.encode())
+        if build is not None:
+            task = load_task(build)
+            for name, folder in zip([*models, f"{method}: {output}"], [*folders, scratch], strict=True):
+                merged.scores[name] = evaluate_encoder(task, folder, dimensions)
     return merged
 
 
@@ -126,8 +119,11 @@ def checked(count: int, method: Method, weights: Sequence[float]) -> Sequence[fl
     if count < 2 or (method == "slerp" and count > 2):
         wanted = "two models, as the order of more would matter: see soup" if method == "slerp" else "two models or more"
         raise UserError(f"{method} merges {wanted}; found {count}.")
-    if weights and (len(weights) != count or min(weights) < 0 or sum(weights) == 0):
-        raise UserError(f"The weights are {list(weights)}; give --weight once for each of {count} models: from 0, and not all 0.")
+    # What is no number (nan) is above nothing and below nothing.
+    if weights and not (len(weights) == count and all(each >= 0 for each in weights) and 0 < sum(weights) < math.inf):
+        raise UserError(
+            f"The weights are {list(weights)}; give --weight once for each of {count} models: finite, from 0, and not all 0."
+        )
     return weights or [1.0] * count
 
 
@@ -147,13 +143,13 @@ def exported(name: str, scratch: str) -> str:
         raise UserError(f"The checkpoint '{name}' cannot be merged: {wrong}.")
     held = tensors_of(str(export))
     dense = next((key for key in held if key.endswith("_Dense/linear.weight")), "")
-    found = load_file(folder / "model.safetensors")
-    trained = {dense if key == "projection.weight" else key.removeprefix("base."): value for key, value in found.items()}
-    if strange := sorted(trained.keys() - held.keys()):
+    found = _tensors(folder / "model.safetensors")
+    changed = {dense if key == "projection.weight" else key.removeprefix("base."): value for key, value in found.items()}
+    if strange := sorted(changed.keys() - held.keys()):
         raise UserError(
             f"The checkpoint '{name}' holds '{strange[0]}', which its export lacks, as with LoRA. Merge exported models."
         )
-    write(str(export), scratch, lambda key: trained.get(key, held[key]))
+    write(str(export), scratch, lambda key: changed.get(key, held[key]))
     return scratch
 
 
@@ -162,7 +158,15 @@ def tensors_of(folder: str) -> dict[str, Tensor]:
     files = sorted(Path(folder).rglob("*.safetensors"))
     if not files:
         raise UserError(f"The model '{folder}' has no weights in safetensors. Save it again with sentence-transformers.")
-    return {_key(folder, file, name): tensor for file in files for name, tensor in sorted(load_file(file).items())}
+    return {_key(folder, file, name): tensor for file in files for name, tensor in sorted(_tensors(file).items())}
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The weights '{file}' cannot be read: {error}.") from error
+    return tensors
 
 
 def write(like: str, folder: str, tensor: Callable[[str], Tensor]) -> None:
@@ -183,11 +187,12 @@ def compare(names: Sequence[str], folders: Sequence[str], sources: Sequence[dict
             raise UserError(f"The models differ, first in the tensor '{key}': {one} in '{names[0]}', {other} in '{names[1]}'.")
     ways = [
         {
-            "modules": [each["type"].rpartition(".")[2] for each in _json(folder, "modules.json")],
+            "modules": [each["type"].rpartition(".")[2] for each in _modules(folder)],
             "layer weights": {key: value.tolist() for key, value in tensors.items() if key.endswith("/layer_weights")},
-            "pooling": [_json(folder, f"{each['path']}/config.json") for each in _json(folder, "modules.json")[1:]],
+            "pooling": [_json(folder, f"{each['path']}/config.json") for each in _modules(folder)[1:]],
             "is_causal": _json(folder, "config.json").get("is_causal"),
             "lower case": _json(folder, "sentence_bert_config.json").get("do_lower_case", False),
+            "tokenizer.json": _tokenizer(folder),
             "attention by layer": _json(folder, "config.json").get(attention.PATTERN),
         }
         for folder, tensors in zip(folders, sources, strict=True)
@@ -201,6 +206,33 @@ def _key(folder: str, file: Path, name: str) -> str:
     return str(file.parent.relative_to(folder) / name)
 
 
-def _json(folder: str, name: str) -> Any:
+def _json(folder: str, name: str) -> dict[str, Any]:
+    """An object in a model's folder; empty where the file is not there."""
     path = os.path.join(folder, name)
-    return storage.read_json(path) if os.path.isfile(path) else {}
+    found = parsed(path) if os.path.isfile(path) else {}
+    if not isinstance(found, dict):
+        raise UserError(f"'{path}' holds {str(found)[:80]}; a JSON object is needed.")
+    return found
+
+
+def _modules(folder: str) -> list[dict[str, str]]:
+    path = os.path.join(folder, "modules.json")
+    found: Any = parsed(path)
+    named = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+    if not named or not all(isinstance(each.get(key), str) for each in found for key in ("type", "path")):
+        raise UserError(f"'{path}' holds {str(found)[:80]}; a list of modules is needed, each with 'type' and 'path'.")
+    return list(found)
+
+
+def _tokenizer(folder: str) -> str | None:
+    """A digest of how texts become tokens, whatever the length of those that were read last."""
+    path = os.path.join(folder, "tokenizer.json")
+    if not os.path.isfile(path):
+        return None
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception as error:  # that of tokenizers is Exception itself
+        raise UserError(f"The tokenizer '{path}' cannot be read: {error}.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return digest(tokenizer.to_str())

@@ -18,7 +18,7 @@ from trainer.ablation_report import forest, sentences
 from trainer.base import first_line
 from trainer.curves import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, document, table, ticks
 from trainer.evaluation.retrieval import Task, encoded, load_task, unit
-from trainer.evaluation.scores import FamilyScores, Scores
+from trainer.evaluation.scores import FamilyScores, Scores, common, writable
 
 Kind = TypeVar("Kind", bound=BaseModel)
 QUERIES, DOCUMENTS, NEAREST = 20, 2_000, 5
@@ -41,9 +41,12 @@ def write(model: str, scores: str, output: str, ablation: str | None, build: Bui
     With a build the model is loaded, for the nearest neighbours of queries of its validation split.
     Raises UserError where a file is missing or another than it is said to be, or the model cannot be loaded.
     """
+    output = writable(output)
     found = _read(scores, FamilyScores, "results.json of `trainer evaluate MODEL --sets FILE --output FOLDER`")
     if not found.tasks:
         raise UserError(f"'{scores}' has no task. Evaluate the model on at least one.")
+    if not _dimensions(found):
+        raise UserError(f"'{scores}': its tasks have no dimension in common. Evaluate the model on all of them at once.")
     parts = [_scores(found), _retention(found)]
     if build is not None:
         parts.append(_neighbours(model, load_task(build, QUERIES, DOCUMENTS), build, _dimensions(found)))
@@ -73,7 +76,7 @@ def _page(model: str, found: FamilyScores, parts: Sequence[str]) -> str:
 
 def _dimensions(found: FamilyScores) -> list[int]:
     """Those that every task has, widest first."""
-    return [each for each in found.tasks[0].scores if all(each in task.scores for task in found.tasks)]
+    return common([task.scores for task in found.tasks])
 
 
 def _scores(found: FamilyScores) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Literal
 
 from pydantic import BaseModel
@@ -87,7 +88,9 @@ def baseline(run: Run, encoder: Encoder, task: Task, dimensions: list[int], meas
         beside = {"BM25": retrieval.evaluate_bm25(task)} if run.config.evaluation.bm25 else {}
         for name in run.config.evaluation.encoders:
             ((dimension, found),) = retrieval.evaluate_encoder(task, name).items()
-            beside[f"{_short(name)} ({dimension})"] = found
+            short = f"{_short(name)} ({dimension})"
+            # Models of this trainer are all in a folder `model`.
+            beside[f"{name} ({dimension})" if short in beside else short] = found
         before = retrieval.measure(encoder, task, dimensions)
         metrics = Metrics(
             name=run.config.name,
@@ -126,12 +129,16 @@ def metrics_of(run: Run, stages: Sequence[StageMetrics]) -> Metrics:
 def publish(run: Run, metrics: Metrics, model: str | None) -> None:
     """Puts evaluation.json, metrics.json, report.html and a link to the folder `model` at the top of the run."""
     content = metrics.model_dump(mode="json")
-    if os.path.isfile(run.path("metrics.json")) and storage.read_json(run.path("metrics.json")) == content:
+    told, page = run.path("metrics.json"), run.path("report.html")
+    if os.path.isfile(page) and os.path.isfile(told) and storage.read_json(told) == content:
         return
+    # The page is written last, from the numbers: where it stands, all is there.
+    with suppress(FileNotFoundError):
+        os.remove(page)
     if model is not None:
         point(run.path("model"), model)
     widest = max(metrics.after)
     scores = evaluation(run.title, run.build.version, metrics.after[widest], metrics.before[widest])
     storage.write_json(run.path("evaluation.json"), scores.model_dump(mode="json", by_alias=True))
-    storage.write_json(run.path("metrics.json"), content)
+    storage.write_json(told, content)
     curves.write(run.folder)

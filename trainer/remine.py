@@ -79,6 +79,10 @@ def renew(step: int, folder: str, encoder: Encoder, rows: TrainingRows) -> dict[
     if (told := sealed(path)) is None:
         assert step == begins, "a checkpoint without its negatives is left out"
         log.info("Mining negatives for %d rows with the weights after step %d", len(rows), step)
+        before = path_of(folder, begins - config.every)
+        if rows.round is None and sealed(before) is not None:
+            # A run that was stopped: what the new negatives are compared with.
+            rows.round = Round(begins - config.every, np.load(before, mmap_mode="r"))
         table, told = mine(rows, encoder, config)  # by all processes together
         if distributed.rank() == 0:
             with storage.atomic(path) as file:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,9 +24,10 @@ from datakit.errors import BuildError, UserError
 from datakit.opened import Build
 from datakit.schema import digest
 from trainer import checkpoint, heads
+from trainer.base import quiet
 from trainer.data import part_files, usable_blocks
 from trainer.evaluation.retrieval import Result, embed_queries, embed_task, evaluate_vectors, load, load_task, unit
-from trainer.export import TRAINED
+from trainer.export import TRAINED, keep_lower_case, trained
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +56,10 @@ def rotate(
     these dimensions, or for those that the model was trained at, on the texts of at most so many training rows. Raises UserError
     where there is no such model or dimension, or the model has heads; BuildError where what was written gives other vectors.
     """
-    output = os.path.normpath(output)
-    if os.path.lexists(output):
-        raise UserError(f"The output '{output}' is there already. Choose another --output, or move it away.")
+    checkpoint.check_new(output)
     whole, folder = load(model), locate(model)
     width = int(whole.get_embedding_dimension())
-    trained = os.path.join(folder, TRAINED)
-    if not dimensions and os.path.isfile(trained):
-        dimensions = [each for each in storage.read_json(trained)["dimensions"] if each != width]
-    dimensions = sorted(set(dimensions), reverse=True)
+    dimensions = sorted(set(dimensions or (each for each in trained(folder) if each != width)), reverse=True)
     if not dimensions or not 1 <= dimensions[-1] <= dimensions[0] < width:
         raise UserError(
             f"The dimensions are {dimensions}; give --dimension, once or more, from 1 to {width - 1}, as '{model}' has {width}."
@@ -77,14 +72,15 @@ def rotate(
     widths = [width, *dimensions]
     turns = {"before": np.eye(width), "rotated": matrix}
     found = {name: evaluate_vectors(task, queries @ each, documents @ each, widths) for name, each in turns.items()}
-    scratch = f"{output}.tmp"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        appended(whole, matrix).save(scratch, create_model_card=False)
+    with checkpoint.written(output) as scratch:
+        with quiet():
+            appended(whole, matrix).save(scratch, create_model_card=False)
+        if getattr(whole[0], "do_lower_case", False):
+            keep_lower_case(scratch)
         scores = [f"| {each} | {found['before'][each].score:.3f} | {found['rotated'][each].score:.3f} |" for each in widths]
         card = _CARD.format(
-            title=os.path.basename(output), model=model, build=build.version, dimensions=", ".join(map(str, dimensions)),
-            scores="\n".join(scores),
+            title=os.path.basename(os.path.normpath(output)), model=model, build=build.version,
+            dimensions=", ".join(map(str, dimensions)), scores="\n".join(scores),
         )  # fmt: skip
         storage.write_bytes(os.path.join(scratch, "README.md"), card.encode())
         storage.write_json(os.path.join(scratch, TRAINED), {"dimensions": widths})
@@ -92,11 +88,6 @@ def rotate(
         difference = float(np.abs(unit(written) - unit(documents[:16] @ matrix)).max())
         if not difference <= 1e-3:
             raise BuildError(f"The rotated model gives other vectors when it is opened (difference {difference:.1e}).")
-        os.replace(scratch, output)
-    except OSError as error:
-        raise checkpoint.failure(error, output) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return found
 
 

@@ -52,6 +52,11 @@ def attempt_name(stage: Stage, number: int) -> str:
     return stage.name if number == 1 else f"{stage.name}-{number}"
 
 
+def stage_seed(config: Config, stage: Stage) -> int:
+    """Stages on one build see its rows in different orders."""
+    return int(digest("stage", str(config.seed), stage.name)[:15], 16)
+
+
 def stage_builds(config: Config, build: Build) -> dict[str, Build]:
     """The build that each stage is trained on. Raises UserError where one is not there."""
     return {stage.name: open_build(stage.data.build) if stage.data.build else build for stage in config.stages}
@@ -73,8 +78,7 @@ def open_run(config: Config, build: Build, output: str | None) -> Run:
     version = digest(json.dumps(identity, sort_keys=True))[:16]
     identity["processes"] = distributed.world()  # told, and no reason to refuse: they change the last bits only
     folder = os.path.expanduser(output or os.path.join(config.output, config.name, version))
-    marker = os.path.join(folder, "run.json")
-    found = storage.read_json(marker) if os.path.isfile(marker) else None
+    found = told(os.path.join(folder, "run.json"))
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise UserError(f"The output '{folder}' is a file; a folder is needed there.")
     if found is not None:
@@ -89,10 +93,18 @@ def open_run(config: Config, build: Build, output: str | None) -> Run:
     return Run(config, build, builds, folder, version, identity, newest=output is None)
 
 
+def told(marker: str) -> dict[str, Any] | None:
+    """The identity in a run.json; None where there is none, or another program's (a build has one too)."""
+    try:
+        found = storage.read_json(marker)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"stages", "order of stages"} <= found.keys() else None
+
+
 def claimed(run: Run) -> bool:
     """Whether the folder says already that it is for this run, as it is now."""
-    marker = run.path("run.json")
-    return os.path.isfile(marker) and bool(storage.read_json(marker) == run.identity)
+    return told(run.path("run.json")) == run.identity
 
 
 @distributed.main_first()
@@ -112,13 +124,17 @@ def _identity(config: Config, build: Build, builds: dict[str, Build]) -> dict[st
     whole = deciding(config)
     stages = {each["name"]: {**each, "build": builds[each["name"]].version} for each in whole.pop("stages")}
     for stage in config.stages:
+        if stage.loss.distillation is not None:
+            stages[stage.name]["files of the teacher"] = _digest(stage.loss.distillation.teacher)
         if stage.consolidation is not None and stage.consolidation.build is not None:
             stages[stage.name]["build of consolidation"] = open_build(stage.consolidation.build).version
     # All dimensions and objectives are measured before and after each stage.
     dimensions = sorted({each for stage in config.stages for each in stage.loss.dimensions})
+    base = locate(config.model.base)
+    file = os.path.join(base, config.model.gguf) if config.model.gguf else base
     identity = {
         "objectives": {name: [each.tasks, each.categories] for name, each in config.objectives.items()},
-        "config": whole, "build": build.version, "base": _base_digest(config), "dimensions": dimensions,
+        "config": whole, "build": build.version, "base": _digest(file, config.model.revision), "dimensions": dimensions,
         "order of stages": list(stages), "stages": stages,
     }  # fmt: skip
     found: dict[str, Any] = json.loads(json.dumps(identity))
@@ -132,10 +148,9 @@ def _begun(identity: dict[str, Any], folder: str) -> dict[str, Any]:
     return identity | changed
 
 
-def _base_digest(config: Config) -> str:
-    path = locate(config.model.base)
-    file = os.path.join(path, config.model.gguf) if config.model.gguf else path
-    return Assets(os.path.join(path, ".none")).digest(file, config.model.revision)
+def _digest(name: str, revision: str | None = None) -> str:
+    path = locate(name)
+    return Assets(os.path.join(path, ".none")).digest(path, revision)
 
 
 def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
@@ -150,6 +165,8 @@ def point(link: str, target: str) -> None:
     """Makes `link` a symlink to `target` in one go."""
     if os.path.islink(link) and os.readlink(link) == target:
         return
+    if os.path.isdir(link) and not os.path.islink(link):
+        raise UserError(f"'{link}' is a folder, and a link to '{target}' is to stand there. Move it away.")
     scratch = f"{link}.{os.getpid()}.tmp"
     os.symlink(target, scratch)
     os.replace(scratch, link)

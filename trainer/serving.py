@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from datakit import storage
 from datakit.assets import locate
 from datakit.errors import BuildError, MissingExtra, UserError
+from trainer import attention, checkpoint
 from trainer.base import first_line, first_token_sees_last, quiet
 from trainer.evaluation.retrieval import load, unit
-from trainer.export import TRAINED
+from trainer.export import trained
 
 Format = Literal["onnx", "tei"]
 
@@ -73,25 +74,25 @@ def serve(name: str, folder: str, kind: Format) -> list[str]:
     Either is opened again and compared, with padding and alone, at each trained dimension.
     Raises UserError, MissingExtra where ONNX is needed and not there, BuildError where vectors differ; then nothing is left.
     """
-    source, folder = locate(name), os.path.normpath(folder)
+    source = locate(name)
     if not os.path.isfile(os.path.join(source, "modules.json")):
         raise UserError(f"'{name}' is no folder of sentence-transformers: it has no modules.json. Give models/NAME/latest/model.")
-    if os.path.lexists(folder):
-        raise UserError(f"'{folder}' exists already. Give another folder with --output, or remove it.")
+    checkpoint.check_new(folder)
     model = load(name).to("cpu").eval()
     if [part for part in model if getattr(part, "include_prompt", True) is False]:
         raise UserError(
             f"The pooling of '{name}' leaves the prompt's tokens out (model.pool_instruction: false). Neither a graph nor TEI "
             "knows which those are: every vector of a text with a prompt would be wrong. Serve it by sentence-transformers."
         )
-    scratch = f"{folder}.tmp"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        notes = _onnx(model, source, scratch) if kind == "onnx" else _tei(model, source, scratch)
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return notes
+    settings = model[0].auto_model.config
+    if hasattr(settings, attention.PATTERN):
+        # In TEI all tokens would see each other, in silence; torch's exporter cannot follow our attention.
+        raise UserError(
+            f"'{name}' has {attention.said(settings)} (model.attention, model.positions). Neither a graph nor TEI has that. "
+            "Serve it by sentence-transformers, after `import trainer.attention`."
+        )
+    with checkpoint.written(folder) as scratch:
+        return _onnx(model, source, scratch) if kind == "onnx" else _tei(model, source, scratch)
 
 
 def _onnx(model: Any, source: str, scratch: str) -> list[str]:
@@ -283,7 +284,7 @@ def _compare(model: Any, scratch: str, served: Callable[[Tensor, Tensor], np.nda
         batches += [([place], *_padded([row])) for place, row in enumerate(rows)]
         for places, ids, mask in batches:
             found = served(ids, mask)
-            for dimension in [expected.shape[1], *_trained(scratch)]:
+            for dimension in [expected.shape[1], *trained(scratch)]:
                 ours, theirs = unit(expected[list(places), :dimension]), unit(found[:, :dimension])
                 difference = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("nan")
                 if not difference <= TOLERANCE:
@@ -298,8 +299,3 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows])
     ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-
-
-def _trained(folder: str) -> list[int]:
-    path = os.path.join(folder, TRAINED)
-    return list(storage.read_json(path)["dimensions"]) if os.path.isfile(path) else []

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+from itertools import takewhile
 from pathlib import Path
 
-import polars as pl
 import torch
 from rich.console import Console
 
 from datakit import storage
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build, open_build
-from datakit.schema import digest
 from trainer import checkpoint, consolidation, distributed, loop, teacher, unpadded
 from trainer.config import Config, Stage
 from trainer.data import TrainingRows, no_rows, part_files, usable_blocks
@@ -26,7 +25,7 @@ from trainer.model import Encoder, load_encoder
 from trainer.objectives import check, names_of
 from trainer.outcome import Decision, Outcome, baseline, best, decide, metrics_of, of_stage, publish
 from trainer.report import Metrics, StageMetrics
-from trainer.run import Run, attempt_name, claim, claimed, open_run
+from trainer.run import Run, attempt_name, claim, claimed, open_run, stage_seed
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +44,7 @@ def do(config: Config, build: Build, output: str | None, console: Console, only:
     if finished(run, last):
         claim(run)
         log.info("This is finished; nothing is left to do.")
+    later = config.stages[config.stages.index(last) + 1 :]
     for stage in config.stages[: config.stages.index(last) + 1]:
         fresh = not finished(run, stage)
         if fresh and stage is not last and only is not None:
@@ -64,8 +64,8 @@ def do(config: Config, build: Build, output: str | None, console: Console, only:
             publish(run, metrics_of(run, done), None if start is None else os.path.join(start.parents[1].name, "model"))
             raise BuildError(stopped(run, stage, previous))
         start = checkpoint.place(run.path(folder, "checkpoints"), previous.taken)
-        # What a stop kept from being published is published with the stage that follows.
-        if fresh or (stage is last and only is None):
+        # What a stop kept from being published is published with the stage that follows, or by the next command.
+        if fresh or (stage is last and not any(finished(run, each) for each in later)):
             publish(run, metrics_of(run, done), os.path.join(folder, "model"))
     return run, metrics_of(run, done)
 
@@ -82,7 +82,8 @@ def finished(run: Run, stage: Stage) -> bool:
     """Whether a stage is done and was passed."""
     repeats = stage.gate.repeats if stage.gate else 0
     paths = [run.path(attempt_name(stage, number), "metrics.json") for number in range(1, repeats + 2)]
-    found = [Outcome.model_validate(storage.read_json(path)) for path in paths if os.path.isfile(path)]
+    # A repeat without the attempts before it, which somebody has moved away, is of another run.
+    found = [Outcome.model_validate(storage.read_json(path)) for path in takewhile(os.path.isfile, paths)]
     return bool(found) and decide(stage.gate, found) == "go on"
 
 
@@ -96,13 +97,14 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
         lower = stage.optimizer.learning_rate * stage.gate.repeat_rate ** (number - 1)
         stage = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"learning_rate": lower})})
         log.info("Stage '%s' is repeated from where it began, with a learning rate of %.2g", stage.name, lower)
+    with distributed.main_first():
+        if not claimed(run):
+            preflight(run, stage)
     encoder = prepared(config, stage)
     dimensions = matryoshka_dimensions(config, encoder)
     task = retrieval.load_task(run.build, config.evaluation.queries, config.evaluation.documents)
     measured = objectives.load(run.build, config)
     with distributed.main_first():
-        if not claimed(run):
-            preflight(run)
         claim(run)
         before = previous.after if previous else baseline(run, encoder, task, dimensions, measured)
     if start is not None:
@@ -144,21 +146,27 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     return outcome
 
 
-def preflight(run: Run) -> None:
-    """Opens what later stages need, so that a mistake in the last one is told before the first one is trained."""
+def preflight(run: Run, begins: Stage) -> None:
+    """Tries what other stages than `begins` need, so that a mistake in the last one is told before the first one is trained."""
     for stage in run.config.stages:
-        files = part_files(run.builds[stage.name], "train")
-        if stage.loss.similarity is None and not pl.scan_parquet(files).select(pl.col("score").is_null().any()).collect().item():
-            raise no_rows(run.builds[stage.name], stage)
-        if stage.objectives:
-            blocks = usable_blocks(files, stage.loss.similarity is not None)
-            check(stage, run.builds[stage.name], {name for block in blocks for name in names_of(block, stage.objectives)})
+        look_through(run.builds[stage.name], stage, graded=stage.loss.similarity is not None)
         if stage.loss.distillation is not None:
             teacher.load(stage.loss.distillation)
         if stage.consolidation is not None and stage.consolidation.build is not None:
-            part_files(open_build(stage.consolidation.build), "train")
+            look_through(open_build(stage.consolidation.build), stage, graded=False)
+        if stage is not begins:
+            prepared(run.config, stage)
     for name in run.config.evaluation.encoders:
         retrieval.load(name)
+
+
+def look_through(build: Build, stage: Stage, graded: bool) -> None:
+    """Raises UserError where a build has no row that a stage can use, or none of an objective."""
+    blocks = usable_blocks(part_files(build, "train"), graded)
+    if stage.objectives:
+        check(stage, build, {name for block in blocks for name in names_of(block, stage.objectives)})
+    elif not any(block.num_rows for block in blocks):
+        raise no_rows(build, stage)
 
 
 def prepared(config: Config, stage: Stage) -> Encoder:
@@ -180,11 +188,6 @@ def prepared(config: Config, stage: Stage) -> Encoder:
     if stage.training.compile:
         encoder.compile_layers()
     return encoder
-
-
-def stage_seed(config: Config, stage: Stage) -> int:
-    """Stages on one build see its rows in different orders."""
-    return int(digest("stage", str(config.seed), stage.name)[:15], 16)
 
 
 def matryoshka_dimensions(config: Config, encoder: Encoder) -> list[int]:

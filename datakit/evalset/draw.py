@@ -182,8 +182,11 @@ def _write(folder: str, drawn: pl.DataFrame, hard: pl.DataFrame, seed: int, fact
         annotations.append({"pair": pair, "query_id": query, "document_id": document, **shown, "document": text})
         key.append({"pair": pair, "source": source})
     parent, name = os.path.split(os.path.abspath(folder))
-    os.makedirs(parent, exist_ok=True)
-    made = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
+    try:
+        os.makedirs(parent, exist_ok=True)
+        made = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
+    except OSError as error:
+        raise storage.failure(error, folder) from error
     try:
         write_lines(made, "corpus.jsonl", ({"_id": name, "title": "", "text": corpus[name]} for name in sorted(corpus)))
         asked = ({"_id": name, "text": row["query"], "metadata": {"category": row["category"]}} for name, row in queries.items())

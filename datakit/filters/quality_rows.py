@@ -14,6 +14,7 @@ from datakit.errors import UserError
 from datakit.filters.sides import Array, is_written
 from datakit.opened import Build, open_build
 from datakit.schema import EXAMPLE, digest, text_id
+from datakit.sources.lines import json_fault
 
 ROWS = pa.schema(
     [
@@ -69,7 +70,8 @@ def frame(path: str, query: str, positive: str) -> pl.DataFrame:
         else:
             raise UserError(f"'{path}' is neither .parquet nor .jsonl. Turn it into one of these.")
     except (PolarsError, OSError) as error:
-        raise UserError(f"'{path}' cannot be read: {next(iter(str(error).splitlines()), '')}") from error
+        fault = json_fault(path) if isinstance(error, PolarsError) and not path.endswith(".parquet") else None
+        raise UserError(fault or f"'{path}' cannot be read: {next(iter(str(error).splitlines()), '')}") from error
     for name, option in ((query, "--query"), (positive, "--positive")):
         if name not in table.columns:
             raise UserError(

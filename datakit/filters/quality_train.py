@@ -43,15 +43,19 @@ LEAST = 200
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows with labels: whether each is poor, which are held out, where the label is from (a corruption, "original", ...)."""
+    """Rows with labels: whether each is poor, which are held out, where the label is from (a corruption, "original", ...).
+
+    `graded` is the number of rows that were left out for their `score`.
+    """
 
     rows: pa.Table
     poor: Array
     held_out: Array
     origin: Array
+    graded: int = 0
 
     def where(self, mask: Array) -> Labelled:
-        return Labelled(self.rows.filter(pa.array(mask)), self.poor[mask], self.held_out[mask], self.origin[mask])
+        return Labelled(self.rows.filter(pa.array(mask)), self.poor[mask], self.held_out[mask], self.origin[mask], self.graded)
 
 
 def held_out(rows: pa.Table, share: float, seed: int) -> Array:
@@ -65,6 +69,7 @@ def corrupted(rows: pa.Table, share: float, seed: int, vary: float = 0.0) -> Lab
 
     Rows with a graded `score` are left out: a pair may be a poor match on purpose.
     """
+    graded = rows.num_rows - rows.column("score").null_count
     rows = rows.filter(pa.compute.is_null(rows.column("score")))
     held, label = held_out(rows, share, seed), positive_is_label(rows)
     queries, positives = rows.column("query").to_pylist(), rows.column("positive").to_pylist()
@@ -97,6 +102,7 @@ def corrupted(rows: pa.Table, share: float, seed: int, vary: float = 0.0) -> Lab
         np.concatenate([np.zeros(rows.num_rows, bool), np.ones(len(at), bool)]),
         np.concatenate([held, held[at]]),
         np.array([*[NOT_SPOILT] * rows.num_rows, *origins], dtype=object),
+        graded,
     )
 
 
@@ -113,7 +119,7 @@ def train(labelled: Labelled, seed: int) -> Any:
     if min(int(learnt.poor.sum()), int((~learnt.poor).sum())) < LEAST:
         raise UserError(
             f"There are {int((~learnt.poor).sum()):,} good and {int(learnt.poor.sum()):,} poor rows to learn from, and at least "
-            f"{LEAST} of each are needed. Give more rows, or other --labels."
+            f"{LEAST} of each are needed. Give more rows, or other --labels.{_left_out(labelled)}"
         )
     fasttext = trainable()
     told = quality_features.lines(learnt.rows)
@@ -126,6 +132,13 @@ def train(labelled: Labelled, seed: int) -> Any:
         model = fasttext.train_supervised(path, dim=DIMENSIONS, epoch=EPOCHS, lr=RATE, wordNgrams=NGRAMS, bucket=BUCKETS, **fixed)
         model.quantize(path, thread=1, verbose=0, dsub=2)
     return model
+
+
+def _left_out(labelled: Labelled) -> str:
+    """A sentence about graded rows, if there are any. A file may have a column `score` that means something else."""
+    if not labelled.graded:
+        return ""
+    return f" {labelled.graded:,} rows with a graded `score` are left out: they may be poor matches on purpose."
 
 
 def trainable() -> Any:
@@ -183,7 +196,10 @@ def run(
         parts.append(Labelled(table, is_poor, held_out(table, share, seed), name))
     labelled = Labelled(
         pa.concat_tables([each.rows for each in parts]),
-        *(np.concatenate([getattr(each, name) for each in parts]) for name in ("poor", "held_out", "origin")),
+        poor=np.concatenate([each.poor for each in parts]),
+        held_out=np.concatenate([each.held_out for each in parts]),
+        origin=np.concatenate([each.origin for each in parts]),
+        graded=sum(each.graded for each in parts),
     )
     model = train(labelled, seed)
     path = os.path.join(output, MODEL)
@@ -210,7 +226,7 @@ def _trained(labelled: Labelled, labels: Sequence[str], share: float) -> str:
     learnt = labelled.where(~labelled.held_out)
     lines = [
         f"Labels: {', '.join(labels)}. {int((~learnt.poor).sum()):,} good and {int(learnt.poor.sum()):,} poor rows; "
-        f"another {share:.0%} of the documents are held out, with their spoilt copies.\n\n"
+        f"another {share:.0%} of the documents are held out, with their spoilt copies.{_left_out(labelled)}\n\n"
         "| category | good | poor |\n|---|---|---|"
     ]
     categories = np.array(learnt.rows.column("category").to_pylist(), dtype=object)
@@ -226,8 +242,14 @@ def _licences(build: Build | None) -> str:
     return "; ".join(found) or "as the texts it was trained on"
 
 
-def score_file(path: str, model: str, output: str, query: str = "query", positive: str = "positive") -> tuple[int, float]:
-    """Writes the rows of a file with a further column `quality` as Parquet; returns their number and their mean quality."""
+def score_file(
+    path: str, model: str, output: str, query: str = "query", positive: str = "positive", force: bool = False
+) -> tuple[int, float]:
+    """Writes the rows of a file with a further column `quality` as Parquet; returns their number and their mean quality.
+
+    Raises a UserError for an output that is there already (unless `force`), or whose name says another format.
+    """
+    storage.check_output(output, [".parquet"], force)
     found = frame(expanded([path])[0], query, positive)
     scores = score(as_rows(found), model)
     own = [name for name in found.columns if name not in ("query", "positive") or name in (query, positive)]

@@ -18,12 +18,16 @@ COLOURS = (
 )  # fmt: skip
 
 
+def check(path: str | None) -> None:
+    """Refuses a name that says no format, before anything is calculated."""
+    if path is not None and not path.lower().endswith((".svg", ".html")):
+        raise UserError(f"'{path}' ends in no known format. Allowed: .svg, .html.")
+
+
 def write(found: WhatIf, path: str) -> None:
     """Writes the plot over T: .svg, or .html with the table below it."""
-    suffix = path.rpartition(".")[2].lower()
-    if suffix not in ("svg", "html"):
-        raise UserError(f"'{path}' ends in no known format. Allowed: .svg, .html.")
-    storage.write_bytes(path, (svg(found) if suffix == "svg" else html(found)).encode("utf-8", "replace"))
+    check(path)
+    storage.write_bytes(path, (svg(found) if path.lower().endswith(".svg") else html(found)).encode("utf-8", "replace"))
 
 
 def svg(found: WhatIf) -> str:

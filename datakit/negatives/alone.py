@@ -157,6 +157,8 @@ def _negatives(
             raise UserError(f"The miner '{name}' needs an encoder: a folder, the name of a model, or package:NAME/FOLDER.")
     if encoder is None and screen["relabel"] is not None:
         raise UserError("A cross-encoder reads what passed the screen of an encoder; give an encoder too.")
+    if encoder is None and any(screen[name] is not None for name in ("absolute_margin", "ceiling", "ranks")):
+        raise UserError("absolute_margin, max_score and ranks are about the screen of an encoder; give an encoder too.")
     if encoder is None:
         log.warning("Without an encoder negatives are not screened, but for texts that are equal to a positive.")
     listed = [

@@ -44,7 +44,8 @@ class Bm25Finder:
 
     def find(self, rows: pl.DataFrame, corpus: Corpus, excluded: Excluded) -> pl.DataFrame:
         index = _loaded(corpus, self.miner, self.indexes.get((corpus.part, corpus.name)))
-        hits = index.top(rows.get_column("query"), self.miner.window[1], excluded)
+        # Room is made for as many hits as are looked for, and there are no more than texts.
+        hits = index.top(rows.get_column("query"), min(self.miner.window[1], corpus.size), excluded)
         return windowed(hits.documents, hits.scores, self.miner.window)
 
 

@@ -138,7 +138,7 @@ class DenseFinder:
 
 def search(vectors: Opened, queries: Array, miner: DenseMiner, excluded: Excluded) -> pl.DataFrame:
     """The texts of a corpus that are nearest to queries (n, d), all of length 1: FOUND, by number, and the best first."""
-    best = Best.nothing(len(queries), miner.window[1])
+    best = Best.nothing(len(queries), min(miner.window[1], sum(len(part) for part in vectors.parts)))
     if vectors.centres is None:
         _search_all(vectors, queries, excluded, best)
     else:
@@ -165,7 +165,7 @@ class OtherClusterFinder:
         vectors = _opened(self.places[corpus.part, corpus.name])
         assert vectors.centres is not None
         near = nearby.nearest([positives], vectors.centres, self.miner.clusters + 1)
-        best = Best.nothing(len(rows), self.miner.window[1])
+        best = Best.nothing(len(rows), min(self.miner.window[1], corpus.size))
         _search_clusters(vectors, queries, near[:, 1:], excluded, best)
         own = np.diff(vectors.bounds)[near[:, 0]]
         return windowed(*best.ranked(), self.miner.window, own)

@@ -223,7 +223,7 @@ class EntitiesFinder:
         index = _loaded(statistics, pieces, self.miner.max_share)
         first, last = self.miner.window
         limits = self.miner.min_shared, self.miner.max_overlap
-        found = index.top(rows.get_column("query"), rows.get_column("positive"), last, limits, excluded)
+        found = index.top(rows.get_column("query"), rows.get_column("positive"), min(last, corpus.size), limits, excluded)
         return windowed(*found, (first, last))
 
 

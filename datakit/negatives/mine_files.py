@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from statistics import median
+from typing import Any
 
 import polars as pl
 from rich.console import Group, RenderableType
@@ -12,9 +13,11 @@ from rich.table import Table
 from datakit import storage
 from datakit.errors import UserError
 from datakit.negatives.alone import Mined
+from datakit.sources.lines import json_fault
 
 FORMATS = ".parquet, .jsonl, .ndjson, .csv, .tsv, .txt (a text in each line)"
 SHAPES = ("lists", "triplets", "n-tuples")
+MARGIN, PARAPHRASE = 0.95, 0.95
 
 
 def read(path: str, what: str) -> pl.DataFrame:
@@ -34,6 +37,8 @@ def read(path: str, what: str) -> pl.DataFrame:
             case ".txt":
                 return pl.DataFrame({"text": storage.read_bytes(path).decode("utf-8").splitlines()})
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+        if path.lower().endswith((".jsonl", ".ndjson")) and (fault := json_fault(path)):
+            raise UserError(f"The file of the {what} is broken. {fault}") from error
         raise UserError(f"The file of the {what}, '{path}', cannot be read: {str(error).splitlines()[0]}") from error
     raise UserError(f"The file of the {what}, '{path}', is of no known format. Allowed: {FORMATS}.")
 
@@ -66,13 +71,43 @@ def window(text: str | None) -> tuple[int, int] | None:
     first, _, last = text.partition("-")
     if not first.isdecimal() or not last.isdecimal():
         raise UserError(f"--ranks is '{text}'. Write the first and the last rank, such as 31-400.")
+    if not 1 <= int(first) <= int(last):
+        raise UserError(f"--ranks is '{text}'. The first rank is at least 1, and the last one not below it.")
     return int(first), int(last)
+
+
+def screen(
+    encoder: str | None,
+    margin: float | None,
+    absolute_margin: float | None,
+    max_score: float | None,
+    ranks: str | None,
+    paraphrase: float | None,
+) -> dict[str, Any]:
+    """The options of `mine` about the screen, by name; those that were not given have their defaults, and 0 turns a rule off.
+
+    Raises a UserError for one that was given where no encoder screens: it would do nothing.
+    """
+    given = {
+        "--margin": margin, "--absolute-margin": absolute_margin, "--max-score": max_score, "--ranks": ranks,
+        "--paraphrase": paraphrase,
+    }  # fmt: skip
+    for option, value in given.items():
+        if encoder is None and value is not None:
+            raise UserError(
+                f"{option} is '{value}', and without --encoder nothing is screened. Give an encoder, or leave {option} out."
+            )
+    return {
+        "margin": (MARGIN if margin is None else margin) or None,
+        "absolute_margin": absolute_margin,
+        "max_score": max_score,
+        "ranks": window(ranks),
+        "paraphrase": (PARAPHRASE if paraphrase is None else paraphrase) or None,
+    }
 
 
 def write(mined: Mined, path: str, shape: str, per_query: int) -> int:
     """Writes Parquet or JSONL in one of SHAPES; returns the number of rows."""
-    if shape not in SHAPES:
-        raise UserError(f"--shape is '{shape}'. Allowed: {', '.join(SHAPES)}.")
     frame = mined.rows if shape == "lists" else mined.triplets() if shape == "triplets" else mined.n_tuples(per_query)
     if path.endswith(".jsonl"):
         storage.write_bytes(path, frame.write_ndjson().encode())
@@ -81,11 +116,11 @@ def write(mined: Mined, path: str, shape: str, per_query: int) -> int:
     return len(frame)
 
 
-def check_output(path: str, force: bool) -> None:
-    if not path.endswith((".parquet", ".jsonl")):
-        raise UserError(f"--output is '{path}'. Allowed: a name that ends in .parquet or .jsonl.")
-    if storage.exists(path) and not force:
-        raise UserError(f"'{path}' is there already. Give another name, or --force to write over it.")
+def check_output(path: str, shape: str, force: bool) -> None:
+    """Refuses what `write` could not write, before anything is mined."""
+    if shape not in SHAPES:
+        raise UserError(f"--shape is '{shape}'. Allowed: {', '.join(SHAPES)}.")
+    storage.check_output(path, [".parquet", ".jsonl"], force)
 
 
 def shown(mined: Mined) -> RenderableType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from datakit.errors import BuildError
+from datakit.errors import BuildError, UserError
 from datakit.publish.manifest import CategoryEntry, File, Totals
 from datakit.step import Counts, Output, Step
 
@@ -73,7 +73,7 @@ def check_something_kept(outputs: Sequence[tuple[Step, Output]], train: int) -> 
         return
     created = sum(output.report.counts.created for _, output in outputs)
     if not created:
-        raise BuildError("No rows were read: every source of the recipe is empty. Nothing was published.")
+        raise UserError("No rows were read: every source of the recipe is empty. Nothing was published.")
     worst = max((output.report for _, output in outputs), key=lambda report: sum(report.counts.rejected.values()))
     rejected = sum(worst.counts.rejected.values())
     if not rejected:

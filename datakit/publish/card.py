@@ -128,8 +128,9 @@ def _sections(build: Build) -> list[str]:
         sections.append(manifest.description.strip())
     sections.append(
         f"Version `{manifest.version}`, made by datakit {manifest.datakit}: {totals.train:,} rows to train on, "
-        f"{totals.validation:,} to measure on, no document in both. {totals.created:,} rows came in; {totals.rejected:,} were "
-        f"rejected and stand in `rejected/`, each with its reason; {totals.not_sampled:,} were in order and not drawn. "
+        f"{totals.validation:,} to measure on. The split left no query and no positive in both, but for names of classes. "
+        f"{totals.created:,} rows came in; {totals.rejected:,} were rejected and stand in `rejected/`, each with its reason; "
+        f"{totals.not_sampled:,} were in order and not drawn. "
         "`report.html` shows all of it."
     )
     if scored := sum(manifest.files[name].rows or 0 for name in _names(build, "judged")):

@@ -128,10 +128,14 @@ WORDS: dict[str, tuple[str, str]] = {
     "judged_poor": ("A judge finds that the row is not worth learning from.", "score {value}, and {threshold} is asked for"),
     "judge_injection": ("A text of the row gives instructions to the model that reads it.", ""),
     "judge_unparsable": ("The judge's answer has no score.", ""),
-    # duplicates and evaluation sets
+    # duplicates, the split, and evaluation sets
     "exact_duplicate": ("Another row says the same.", ""),
     "near_duplicate": ("Another row says nearly the same.", "similarity {value}, and {threshold} makes a duplicate"),
     "semantic_duplicate": ("Another row means the same.", "similarity {value}, and {threshold} makes a duplicate"),
+    "positive_on_other_side": (
+        "The document is a text of the class that is on the other side of the split than the query.",
+        "",
+    ),
     "contaminated_exact": ("A text of the row is in an evaluation set.", ""),
     "contaminated_ngram": ("A text of the row holds one of an evaluation set.", "{value} of it, and {threshold} is a hit"),
     "contaminated_semantic": (

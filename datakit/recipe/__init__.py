@@ -16,6 +16,7 @@ from datakit.recipe.fields import (
     Secret,
     SecretField,
     deciding,
+    language_code,
     operational,
 )
 from datakit.recipe.filters import (
@@ -201,6 +202,7 @@ __all__ = [
     "Where",
     "Writing",
     "deciding",
+    "language_code",
     "operational",
     "resolved",
     "used",

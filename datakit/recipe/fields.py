@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -64,6 +65,19 @@ class Path(str):
         return {"type": "string", "minLength": 1, "description": "A path or URL; ${VAR} is taken from the environment."}
 
 
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*")
+
+
+def language_code(text: str) -> str:
+    """The text, if it has the form of a BCP 47 code. Else a ValueError: it would stand in rows and cards, and match nothing."""
+    if not _LANGUAGE.fullmatch(text):
+        raise ValueError(f"found '{text}'; allowed: a BCP 47 code, such as en, de or zh-Hant")
+    return text
+
+
+Language = Annotated[str, AfterValidator(language_code)]
+
+
 class Secret:
     """A secret. It comes from the environment as `${VAR}`, and is never printed, logged, hashed or written."""
 
@@ -89,7 +103,7 @@ SecretField = Annotated[
 class Model(BaseModel):
     """Base of all parts of a recipe: unknown keys are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 def operational(default: Any = ..., **options: Any) -> Any:

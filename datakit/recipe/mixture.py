@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from datakit.recipe.decontamination import Decontamination
-from datakit.recipe.fields import Model, Path, operational
+from datakit.recipe.fields import Language, Model, Path, operational
 from datakit.recipe.filters import (
     AnyFilter,
     ConsistencyFilter,
@@ -48,7 +48,7 @@ class CategoryRecipe(Model):
         description="`public`: what the registry knows; asks the network, unless `mirror` has the data sets."
     )
     synthesis: Synthesis | None = None
-    language: str | None = Field(None, description="BCP 47 code of the rows, where the source does not say it.")
+    language: Language | None = Field(None, description="BCP 47 code of the rows, where the source does not say it.")
 
     @model_validator(mode="after")
     def _documents_have_synthesis(self) -> Self:

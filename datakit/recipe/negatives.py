@@ -40,9 +40,9 @@ class Bm25Miner(Ranked):
 
     type: Literal["bm25"]
     engine: Literal["bm25s", "rank_bm25"] = Field("bm25s", description="rank_bm25 is the reference; it is slow.")
-    k1: float = Field(1.5, gt=0, allow_inf_nan=False)
+    k1: float = Field(1.5, gt=0)
     b: float = Field(0.75, ge=0, le=1)
-    delta: float = Field(1.0, ge=0, allow_inf_nan=False)
+    delta: float = Field(1.0, ge=0)
 
 
 class DenseMiner(Ranked):
@@ -140,7 +140,7 @@ class Negatives(Model):
 
     miners: list[AnyMiner] = Field(min_length=1)
     per_query: int = Field(8, ge=1, le=64, description="Negatives of a row, those that the data had included.")
-    quota: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
+    quota: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
         None, description="Of each miner, by its type: numbers or shares. Default: the same of each; `random` only fills up."
     )
     corpus: Literal["category", "mixture"] | OutsideCorpus = Field(

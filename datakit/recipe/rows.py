@@ -122,13 +122,10 @@ class Feedback(Model):
 class Mixture(Model):
     """p_i proportional to n_i^(1/T), with quotas and caps; counts sum exactly to the total."""
 
-    temperature: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="1 keeps the proportions of the data; a large one makes categories equal."
-    )
+    temperature: float = Field(1.0, gt=0, description="1 keeps the proportions of the data; a large one makes categories equal.")
     language_temperature: float | None = Field(
         None,
         gt=0,
-        allow_inf_nan=False,
         description="The same for the languages within each category. Default: rows are drawn whatever their language, which is "
         "about 1. Rows of unknown language are a group of their own, and so is each pair of languages.",
     )
@@ -138,9 +135,7 @@ class Mixture(Model):
         description="Training rows. Default: as many as there are under the caps and quotas; then the temperature acts only "
         "where max_epochs is above 1.",
     )
-    max_epochs: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="A row is used at most so often, on average over its category."
-    )
+    max_epochs: float = Field(1.0, gt=0, description="A row is used at most so often, on average over its category.")
     caps: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="Most rows of a category.")
     quotas: list[MixtureQuota] = Field([], description="The temperature shares out what they leave, and what each quota holds.")
     shortfall: Literal["renormalise", "repeat", "stop"] = Field(
@@ -151,7 +146,6 @@ class Mixture(Model):
     repeat_epochs: float = Field(
         4.0,
         gt=0,
-        allow_inf_nan=False,
         description="Under `shortfall: repeat`. Language models gained from up to 4 epochs as from new text (arXiv 2305.16264).",
     )
     batch_groups: Literal["category", "language"] = Field(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from datakit.recipe.fields import Model, Path
+from datakit.recipe.fields import Language, Model, Path
 
 
 class Constant(Model):
@@ -154,8 +154,8 @@ class Labelled(Model):
     """Labelled texts become pairs: the positive is of the same class, the negatives are of other classes.
 
     names: the positive is the name of the class. exemplars: the positive is another text of the class (KaLM-Embedding-V2,
-    arXiv 2506.20923). Classes and texts are drawn from the seed. With exemplars, a class with one text gives no row, and is
-    counted as not sampled.
+    arXiv 2506.20923). Classes and texts are drawn from the seed. All texts of a row are on one side of the split: a text that is
+    alone of its class there gives no row, and is counted as not sampled.
     """
 
     type: Literal["labels"]
@@ -326,7 +326,7 @@ class ParallelSource(Source):
 
     type: Literal["parallel"]
     paths: tuple[Path, Path]
-    languages: tuple[str, str] = Field(description="BCP 47 codes of the two files.")
+    languages: tuple[Language, Language] = Field(description="BCP 47 codes of the two files.")
 
 
 AnySource = Annotated[

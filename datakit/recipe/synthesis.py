@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from datakit.recipe.fields import Model, Path, SecretField, operational
+from datakit.recipe.fields import Language, Model, Path, SecretField, operational
 
 
 class Price(Model):
@@ -90,7 +90,7 @@ class Writing(Model):
     )
     style: str = Field("", description='What is written, as in "questions that patients ask"; completes "Write ...".')
     positive: str = Field("", description='What counts as a positive, as in "the passage that answers the question".')
-    languages: list[str] = Field([], description="BCP 47 codes of what is written. Default: the language of the text.")
+    languages: list[Language] = Field([], description="BCP 47 codes of what is written. Default: the language of the text.")
     labels: list[str] = Field([], description="Classes that a model may choose from, where the prompt asks for a class.")
 
 
@@ -189,7 +189,7 @@ class Synthesis(Model):
     prompt: Path | None = Field(None, description="A prompt of datakit by name, or a Jinja file. Default: the category's.")
     style: str | None = Field(None, description="Default: the category's.")
     positive: str | None = Field(None, description="Default: the category's.")
-    languages: list[str] | None = Field(None, description="BCP 47 codes of what is written. Default: the category's.")
+    languages: list[Language] | None = Field(None, description="BCP 47 codes of what is written. Default: the category's.")
     labels: list[str] | None = Field(None, description="Classes that a model may choose from. Default: the category's.")
 
     @model_validator(mode="after")

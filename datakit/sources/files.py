@@ -93,15 +93,21 @@ def _matches(fs: fsspec.AbstractFileSystem, inner: str, pattern: str) -> list[tu
                 f"'{pattern}' is a folder, and files are needed. Name them with a pattern, as in '{pattern}/*.jsonl'."
             )
         if not fs.exists(inner):
-            raise UserError(f"'{pattern}' does not exist.")
+            raise UserError(f"'{pattern}' does not exist{_looked_in(fs, pattern)}.")
         return [(inner.rpartition("/")[0], inner, fs.info(inner).get("size"))]
     parts = inner.split("/")
     base = "/".join(itertools.takewhile(lambda part: not fsspec.core.has_magic(part), parts))
     infos = fs.glob(inner, detail=True)
     files = sorted((path, info.get("size")) for path, info in infos.items() if info.get("type") != "directory")
     if not files:
-        raise UserError(f"No file matches '{pattern}'.")
+        raise UserError(f"No file matches '{pattern}'{_looked_in(fs, pattern)}.")
     return [(base, path, size) for path, size in files]
+
+
+def _looked_in(fs: fsspec.AbstractFileSystem, pattern: str) -> str:
+    """Where a relative path begins; a person may take it for relative to the recipe."""
+    relative = isinstance(fs, LocalFileSystem) and "://" not in pattern and not os.path.isabs(os.path.expanduser(pattern))
+    return f" in '{os.getcwd()}', where the command runs" if relative else ""
 
 
 def _names(found: Sequence[tuple[str, str, str, int | None]]) -> list[str]:

@@ -22,7 +22,7 @@ from datakit.sources import labelled
 from datakit.sources.buckets import BUCKETS, Sender, Sent, bucket
 from datakit.sources.files import DataFile
 from datakit.sources.job import Job
-from datakit.sources.labelled import POOL, Classes, Pool, exemplars, place
+from datakit.sources.labelled import POOL, Classes, exemplars, place, pools
 from datakit.sources.paths import Record, look_up
 from datakit.sources.records import PairMapper, Unreadable
 from datakit.sources.stream import parts
@@ -109,7 +109,9 @@ class Gather:
         elif isinstance(shape, Nli):
             make = nli
         else:
-            make = partial(exemplars, pool=Pool(self.sent.read(POOL)), negatives=shape.negatives, seed=seed)
+            held_out = self.job.reading.held_out
+            drawn_from = pools(self.sent.read(POOL), held_out)
+            make = partial(exemplars, held_out=held_out, pools=drawn_from, negatives=shape.negatives, seed=seed)
         for number in buckets:
             for key, members in _by_key(self.sent.read(number)):
                 for position, (record, sampled) in enumerate(make(key, members), start=1):

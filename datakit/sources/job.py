@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from datakit.errors import UserError
+from datakit.held_out import HeldOut
 from datakit.recipe import AnySource, Model
 from datakit.sources.shards import Facts, ShardWriter
 
@@ -19,6 +20,7 @@ class Reading(Model):
     language: str | None
     shard_rows: int
     seed: int
+    held_out: HeldOut = HeldOut()  # for exemplars
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,25 @@
 With names, rows can then be made record by record. With exemplars, an exchange (grouping.py) brings texts of a class together: a
 small class as a whole, a large one in parts of about CHUNK texts, so that memory is bounded by a part. Negatives come from a
 sample of all classes, of about POOL_TEXTS texts or POOL_CHARACTERS, which every unit holds.
+
+An exemplar is a text of some other row. So the texts of a row all come from one side of the split, as it is likely to be drawn
+(held_out.py). Rows could not be kept together after they are made: the pairs of a class, and the classes that texts have in
+several categories, tie them all to one another.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from datakit import storage
-from datakit.recipe import Columns, Labelled, TableSource
+from datakit.held_out import HeldOut
+from datakit.recipe import AnySource, Columns, Labelled, TableSource
 from datakit.schema import digest
 from datakit.sources.buckets import BUCKETS, bucket, drawn
 from datakit.sources.files import DataFile
@@ -45,6 +50,12 @@ class Classes:
         self.names: dict[str, str] = dict(zip(labels, names, strict=True))
         mean = max(1.0, sum(characters) / max(1, sum(texts)))
         self.share = min(POOL_TEXTS, POOL_CHARACTERS / mean) / max(1, len(labels))
+
+
+def has_exemplars(source: AnySource) -> bool:
+    """Whether the positives of a source are texts of other rows of it."""
+    shape = source.grouping if isinstance(source, TableSource) else None
+    return isinstance(shape, Labelled) and shape.documents == "exemplars"
 
 
 def columns_of(shape: Labelled) -> Columns:
@@ -186,13 +197,30 @@ class Pool:
         return list(found)
 
 
+def pools(rows: Iterable[tuple[str, str, Any]], held_out: HeldOut) -> dict[bool, Pool]:
+    """The sample of each side: of texts to train on (False), and of those that are held out (True)."""
+    sample = list(rows)
+    sides = held_out.of([text for _, text, _ in sample])
+    return {side: Pool(row for row, own in zip(sample, sides, strict=True) if own == side) for side in (False, True)}
+
+
 def exemplars(
-    label: str, members: Sequence[tuple[str, str | None]], *, pool: Pool, negatives: int, seed: str
+    label: str,
+    members: Sequence[tuple[str, str | None]],
+    *,
+    held_out: HeldOut,
+    pools: Mapping[bool, Pool],
+    negatives: int,
+    seed: str,
 ) -> Iterator[tuple[Record, bool]]:
-    """Each text with the next other one of its class, in a ring whose order the seed decides."""
-    ring = sorted({text for text, _ in members}, key=lambda text: (digest("exemplars", seed, label, text), text))
-    after = dict(zip(ring, [*ring[1:], ring[0]], strict=True))
-    paired = len(ring) > 1
+    """Each text with the next other one of its class and its side, in rings whose order the seed decides."""
+    texts = sorted({text for text, _ in members}, key=lambda text: (digest("exemplars", seed, label, text), text))
+    sides = dict(zip(texts, held_out.of(texts), strict=True))
+    after: dict[str, str] = {}
+    for side in (False, True):
+        ring = [text for text in texts if sides[text] == side]
+        after |= zip(ring, [*ring[1:], *ring[:1]], strict=True)
     for text, _ in members:
-        found = pool.others(label, text, negatives, seed, {text, after[text]}) if paired else []
+        paired = after[text] != text
+        found = pools[sides[text]].others(label, text, negatives, seed, {text, after[text]}) if paired else []
         yield {"query": text, "positive": after[text], "negative": found, "label": label}, paired

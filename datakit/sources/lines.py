@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import orjson
 
+from datakit import storage
 from datakit.errors import UserError
 from datakit.sources.paths import Record
 from datakit.sources.records import (
@@ -81,6 +83,20 @@ def json_lines(file: IO[bytes], limit: int, name: str) -> Iterator[Numbered]:
             yield number, record
         else:
             yield number, Unreadable(NOT_AN_OBJECT, f"a JSON {json_type(record)}: {shown(line)}", line)
+
+
+def json_fault(path: str) -> str | None:
+    """What is wrong with the first line of a JSON lines file that holds no record, with its place; None where there is none.
+
+    For readers of whole files, whose own errors say neither. Lines are read as a source reads them.
+    """
+    fs, inner = storage.filesystem(path)
+    number = 0
+    with fs.open(inner, "rb") as file:
+        for number, record in json_lines(file, sys.maxsize >> 1, path):
+            if isinstance(record, Unreadable):
+                return f"{path}:{number}: this line cannot be read: {record.reason}, {record.found}"
+    return None if number else f"'{path}' is empty, and records are needed."
 
 
 def json_type(value: Any) -> str:

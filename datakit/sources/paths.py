@@ -101,6 +101,9 @@ def check_columns(wanted: Iterable[str], found: Collection[str], file: str) -> N
             listed = ", ".join(f"'{_printable(other)}'" for other in shown[:30]) or "none"
             near = difflib.get_close_matches(name, shown, n=1, cutoff=0.5)
             guess = f" Did you mean '{near[0]}'?" if near else ""
+            # A whole header in one name.
+            if len(found) == 1 and (marks := [mark for mark in ";\t|," if mark in shown[0]]):
+                guess = f" If its fields are separated by {marks[0]!r}, give that as the delimiter."
             raise UserError(f"'{file}' has no column '{name}'; its columns are: {listed}.{guess}")
 
 

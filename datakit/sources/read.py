@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from datakit import storage
 from datakit.assets import Assets
 from datakit.errors import UserError
+from datakit.held_out import HeldOut
 from datakit.recipe import (
     AnySource,
     BeirSource,
@@ -20,6 +22,7 @@ from datakit.recipe import (
     Labelled,
     ParallelSource,
     PythonDocsSource,
+    Split,
     TableSource,
 )
 from datakit.registry import Category
@@ -34,7 +37,7 @@ from datakit.sources.shards import Facts
 from datakit.sources.stream import parts
 from datakit.step import Step, Work
 
-VERSION = 1
+VERSION = 2
 # Small files are read together, so that many of them do not make as many shards.
 UNIT_BYTES = 16 << 20
 
@@ -52,14 +55,21 @@ def read_step(
     seed: int,
     mirror: str | None = None,
     declared_by: str = "",
+    split: Split | None = None,
 ) -> Step:
     """A step that reads pairs as rows of `category`. `language` is for rows whose source does not say it.
 
     `seed` decides the order of python-docs, and what groups and labels draw; else records come as they lie. `mirror` is a folder
-    with copies of data sets of the Hub. `declared_by` is the registry entry that names the source, for errors. Raises a UserError
-    for a file that does not exist and for a pattern that nothing matches.
+    with copies of data sets of the Hub. `declared_by` is the registry entry that names the source, for errors. `split` says which
+    texts will be held out, so that exemplars are paired on one side. Raises a UserError for a file that does not exist and for a
+    pattern that nothing matches.
     """
-    return _step(name, category, entry, source, language, shard_rows, assets, seed, mirror, declared_by, documents=False)
+    held_out = HeldOut()
+    if split is not None and labelled.has_exemplars(source):
+        held_out = HeldOut(share=split.validation, seed=seed)
+    return _step(
+        name, category, entry, source, language, shard_rows, assets, seed, mirror, declared_by, held_out, documents=False
+    )
 
 
 def documents_step(
@@ -79,7 +89,9 @@ def documents_step(
     The documents lie in the files (DOCUMENT schema) that `notes["files"]` names, in order, relative to the step's folder;
     `notes["documents"]` is their number.
     """
-    return _step(name, category, entry, source, language, shard_rows, assets, seed, mirror, declared_by, documents=True)
+    return _step(
+        name, category, entry, source, language, shard_rows, assets, seed, mirror, declared_by, HeldOut(), documents=True
+    )
 
 
 def _step(
@@ -93,6 +105,7 @@ def _step(
     seed: int,
     mirror: str | None,
     declared_by: str,
+    held_out: HeldOut,
     *,
     documents: bool,
 ) -> Step:
@@ -114,14 +127,17 @@ def _step(
         language="en" if python and language is None else language,
         shard_rows=shard_rows,
         seed=seed if draws else 0,
+        held_out=held_out,
     )
     digests, packages = dict[str, str](), tuple[str, ...]()
     path, found, groups = "", list[DataFile](), list[list[DataFile]]()
     if isinstance(source, FilesSource):
-        found = files.find(source)
+        with _of(category):
+            found = files.find(source)
         groups = [found] if source.limit is not None else _grouped(found)
     elif isinstance(source, ParallelSource):
-        found = parallel.find(source)
+        with _of(category):
+            found = parallel.find(source)
         groups = [found]
     elif isinstance(source, BeirSource | HuggingFaceSource):
         path = place(source, mirror)
@@ -131,9 +147,21 @@ def _step(
         groups = [found]
     else:
         packages = python_docs.distributions(source)
+    if held_out.share:
+        # Texts are normalised before their sides are drawn.
+        packages = (*packages, "polars", "python")
     digests |= {file.name: _digest(file.path, assets) for file in found}
     work = _ReadWork(Job(reading, name, documents, path, declared_by), groups or [[]])
     return Step(name, VERSION, work, reading, assets=digests, packages=packages)
+
+
+@contextmanager
+def _of(category: str) -> Iterator[None]:
+    """Names the category in what is said of its files."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} It is a source of '{category}'.") from error
 
 
 def _digest(path: str, assets: Assets, revision: str | None = None) -> str:

@@ -25,6 +25,7 @@ from datakit.cli import app
 from datakit.errors import UserError
 from datakit.filters import filter_step, quality_card, quality_features, quality_model, quality_rows, quality_train
 from datakit.filters.corrupt import CORRUPTIONS, Draw, Pair, varied
+from datakit.negatives import mine_files
 from datakit.recipe import QualityModelFilter
 from datakit.sources import topics
 
@@ -107,6 +108,28 @@ def test_the_same_rows_give_the_same_bytes(documentation: pa.Table, tmp_path: Pa
 def test_too_few_rows_are_one_sentence(documentation: pa.Table) -> None:
     with pytest.raises(UserError, match="at least 200 of each"):
         quality_train.train(quality_train.corrupted(documentation.slice(0, 30), 0.2, 5), 5)
+    graded = documentation.set_column(
+        documentation.schema.get_field_index("score"), "score", pa.array([3.0] * len(documentation))
+    )
+    with pytest.raises(UserError, match=rf"{len(documentation):,} rows with a graded `score` are left out"):
+        quality_train.train(quality_train.corrupted(graded, 0.2, 5), 5)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'{"query": "a", "positive": "b"}\n{"query": "cut', r"rows\.jsonl:2: .*invalid_json"),
+        (b'{"query": "caf\xe9", "positive": "b"}\n', r"rows\.jsonl:1: .*invalid_utf8"),
+        (b'{"query": "a", "positive": "b"}\n[1, 2]\n', r"rows\.jsonl:2: .*not_an_object"),
+        (b"", r"rows\.jsonl' is empty"),
+    ],
+)
+def test_a_broken_line_is_named_with_its_place(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        quality_rows.frame(str(tmp_path / "rows.jsonl"), "query", "positive")
+    with pytest.raises(UserError, match=said):
+        mine_files.read(str(tmp_path / "rows.jsonl"), "queries")
 
 
 def test_a_fasttext_that_cannot_train_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +261,11 @@ def test_train_and_score_as_a_user_does(documentation: pa.Table, tmp_path: Path)
     found = storage.read_table(str(scored))
     assert found.column_names == ["question", "answer", "n", "quality"]
     assert found.num_rows == len(pairs)
+    refused = runner.invoke(app, ["quality", "score", str(source), "--output", str(scored), *names])
+    assert "is there already" in str(refused.exception)
+    refused = runner.invoke(app, ["quality", "score", str(source), "--output", str(source), "--force", *names])
+    assert "ends in .parquet" in str(refused.exception), "its own input is whole"
+    assert storage.read_table(str(scored)).equals(found)
     for wrong, sentence in (
         ([str(source), "--labels", "corrupted"], "no column 'query'"),
         ([str(source), "--labels", "judge", *names], "needs a build"),

@@ -198,6 +198,9 @@ def test_the_command_prints_counts_and_shares(
 
 
 def test_wrong_arguments_are_told_in_one_sentence(root: Path, plain: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "mix", str(root / "absent.yaml"), "--what-if", "--plot", "p.png")
+    assert code == 2
+    assert "'p.png' ends in no known format" in err, "before anything is read"
     recipe = str(root / "recipe.yaml")
     wrong = root / "wrong.json"
     wrong.write_text((root / "evaluation.json").read_text().replace('"faq"', '"fag"'))

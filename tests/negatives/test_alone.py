@@ -118,11 +118,18 @@ def test_dense_and_margin_find_what_sentence_transformers_finds(tmp_path):
         ({"miners": ["bm25"], "cross_encoder": "x"}, "give an encoder too"),
         ({"miners": ["bm25"], "encoder": ENCODER, "ranks": (9, 3)}, "ranks"),
         ({"miners": ["bm25"], "per_query": 1000}, "per_query"),
+        ({"miners": ["bm25"], "max_score": 0.9}, "max_score .* give an encoder too"),
     ],
 )
 def test_what_cannot_be_is_said(keys, said):
     with pytest.raises(UserError, match=said):
         datakit.mine(WITH_POSITIVES, CORPUS, **keys)
+
+
+def test_a_depth_beyond_the_corpus_takes_no_more_memory_than_the_corpus():
+    encoded = ["bm25", "entities", "dense", "other_cluster"]
+    whole = datakit.mine(WITH_POSITIVES, CORPUS, miners=encoded, encoder=ENCODER, depth=1000)
+    assert datakit.mine(WITH_POSITIVES, CORPUS, miners=encoded, encoder=ENCODER, depth=10**15).rows.equals(whole.rows)
 
 
 def test_queries_without_a_positive_are_left_out_with_a_line_in_the_log(caplog):
@@ -162,7 +169,14 @@ def test_the_command_reads_a_beir_folder_and_writes_each_shape(tmp_path: Path, c
     assert "--force" in capsys.readouterr().err
     assert command(*given, "-o", f"{tmp_path}/out.jsonl", "--shape", "triplets") == 0
     assert pl.read_ndjson(tmp_path / "out.jsonl").height == 24
-    assert command(*given, "-o", f"{tmp_path}/none.parquet", "--ranks", "seven") == 2
-    assert "--ranks is 'seven'" in capsys.readouterr().err
+    for options, said in (
+        (("--ranks", "seven", "--encoder", "e"), "--ranks is 'seven'"),
+        (("--ranks", "40-31", "--encoder", "e"), "--ranks is '40-31'. The first rank"),
+        (("--ranks", "31-40"), "without --encoder nothing is screened"),
+        (("--margin", "0.9"), "leave --margin out"),
+        (("--queries", f"{tmp_path}/absent.jsonl", "--shape", "pairs"), "--shape is 'pairs'. Allowed: lists"),
+    ):
+        assert command(*given, "-o", f"{tmp_path}/none.parquet", *options) == 2
+        assert said in capsys.readouterr().err
     assert command(*given, "-o", f"{tmp_path}/none.parquet", "--query", "frage") == 2
     assert "no column 'frage'" in capsys.readouterr().err

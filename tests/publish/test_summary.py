@@ -63,7 +63,13 @@ def test_every_reason_reads_as_a_sentence_with_and_without_numbers() -> None:
 
 def test_every_reason_of_datakit_has_words() -> None:
     folder = Path(datakit.__file__).parent
-    files = [*folder.glob("filters/*.py"), *folder.glob("dedup/*.py"), folder / "sources" / "records.py", folder / "normalise.py"]
+    files = [
+        *folder.glob("filters/*.py"),
+        *folder.glob("dedup/*.py"),
+        folder / "sources" / "records.py",
+        folder / "normalise.py",
+        folder / "split.py",
+    ]
     places = {
         reason: file.name
         for file in files

@@ -206,6 +206,11 @@ def stops(tmp_path: Path, name: str, data: bytes, columns: dict[str, Any] | None
     return str(raised.value)
 
 
+def test_a_header_in_one_piece_is_told_with_its_separator(tmp_path: Path) -> None:
+    said = stops(tmp_path, "semi.csv", b"question;answer\nwhat is it;it is this\n")
+    assert "its columns are: 'question;answer'. If its fields are separated by ';', give that as the delimiter." in said
+
+
 def test_a_missing_file_and_a_pattern_without_match_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.jsonl' does not exist"):
         step(files(tmp_path / "nothing.jsonl"), tmp_path)

@@ -93,5 +93,5 @@ def naive_row(i, dimension, queries, documents, targets, config, temperature, dr
             ]()
 
         broken = [distance(q[i], d[j]) - distance(q[i], d[p]) - distance(d[p], d[j]) + config.triangle.epsilon for j in own]
-        result = result + config.triangle.weight * sum(each.clamp(min=0) for each in broken) / len(targets.own[i])
+        result = result + config.triangle.weight * sum(each.clamp(min=0) for each in broken) / max(1, len(own))
     return result

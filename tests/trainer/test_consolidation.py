@@ -21,6 +21,7 @@ from trainer.checkpoint import place, trained
 from trainer.config import Config, ModelConfig, Stage
 from trainer.data import TrainingRows
 from trainer.evaluation.retrieval import load_task
+from trainer.heads import attach
 from trainer.model import Encoder, load_encoder
 from trainer.run import open_run
 
@@ -81,6 +82,47 @@ def test_fisher_takes_the_rows_that_there_are(tiny_base: str, make_build: MakeBu
     only = TrainingRows(make_build([row("a", "b", score=1.0)], [row("q", "p")], name="graded"), str(tmp_path), graded, 0)
     with pytest.raises(UserError, match="no row in 'train' that stage 'one' can be trained on"):
         consolidation.fisher(encoder_of(tiny_base), only, graded, None, 100)
+
+
+def test_fisher_is_of_the_loss_through_the_head(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    objectives = {"search": {"categories": ["things"]}}
+    config = toy_config(tiny_base, model={"heads": {"layers": 2, "width": 1}}, objectives=objectives)
+    rows, found = TrainingRows(toy_build, str(tmp_path), config.stages[0], 0), []
+    for spread in (1.0, 5.0):
+        encoder = load_encoder(config.model)
+        attach(encoder, config)
+        with torch.no_grad():
+            encoder.heads["search"].second.weight.normal_(std=spread, generator=torch.Generator().manual_seed(1))
+        found.append(consolidation.fisher(encoder, rows, config.stages[0], None, 4)[0])
+    assert all(value.any() for name, value in found[0].items() if name.startswith("heads."))
+    assert not any(torch.equal(found[0][name], found[1][name]) for name in found[0] if name.endswith("q_proj.weight"))
+
+
+def test_fisher_is_of_the_batches_that_the_stage_was_trained_on(
+    tiny_base: str, toy_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    real = TrainingRows.batch
+
+    def batch(self: TrainingRows, epoch: int, number: int, *arguments: Any) -> Any:
+        made = real(self, epoch, number, *arguments)
+        if (epoch, number) == (0, 0):
+            seen.append(made.row_ids)
+        return made
+
+    monkeypatch.setattr(TrainingRows, "batch", batch)
+    held = {"name": "two", "training": {"steps": 1}, "consolidation": {"strength": 1.0, "rows": 1}}
+    config = toy_config(tiny_base, [{"name": "one", "training": {"steps": 1}}, held])
+    stages.do(config, toy_build, str(tmp_path / "run"), QUIET)
+    trained_on, fisher_of, _ = seen
+    assert fisher_of == trained_on
+
+
+def test_what_the_stage_does_not_train_keeps_no_gradient(tiny_base: str) -> None:
+    encoder = encoder_of(tiny_base)
+    weights = {name: parameter.detach().clone() for name, parameter in trained(encoder).items()}
+    consolidation.pull(3.0, weights, {name: torch.ones_like(value) for name, value in weights.items()}, encoder)
+    assert all(parameter.grad is None for parameter in encoder.parameters())
 
 
 def moved(encoder: Encoder) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

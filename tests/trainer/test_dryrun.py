@@ -60,6 +60,20 @@ def test_what_a_run_would_be_refused_for_is_refused(tiny_base: str, toy_build: B
         list(check(toy_config(tiny_base, loss={"dimensions": [64]}), toy_build, None))
     with pytest.raises(UserError, match="There is no stage 'two'"):
         list(check(toy_config(tiny_base), toy_build, "two"))
+    with pytest.raises(UserError, match=r"one: the teacher './no/teacher' is not there"):
+        list(check(toy_config(tiny_base, loss={"distillation": {"teacher": "./no/teacher"}}), toy_build, None))
+    with pytest.raises(UserError, match=r"evaluation.encoders: '~/no/encoder' is not there"):
+        list(check(toy_config(tiny_base, evaluation={"encoders": ["some/name", "~/no/encoder"]}), toy_build, None))
+    for base in ("./nowhere", "/nowhere", "~/nowhere", "no/owner/name", "no name"):
+        with pytest.raises(UserError, match=f"The base '{base}' is not there. Give a folder, a name on the hub"):
+            list(check(toy_config(base), toy_build, None))
+
+
+def test_a_stage_with_a_build_of_its_own_needs_no_other(tiny_base: str, toy_build: Build) -> None:
+    stages = [{"data": {"build": toy_build.path}}, {"name": "two"}]
+    said = "\n".join(check(toy_config(tiny_base, stages), None, None))
+    assert "one: tried a batch of 16 rows" in said
+    assert "two: no build is given (--data)" in said
 
 
 def test_the_command_prints_it(

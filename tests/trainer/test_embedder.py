@@ -119,6 +119,10 @@ def test_dimensions_are_cut_and_made_unit_again_and_wrong_ones_are_told(
         embedder.encode(TEXTS, dim=17)
     with pytest.raises(UserError, match=r"has no matryoshka\.json"):
         Embedder.load(tiny_base)
+    np.testing.assert_array_equal(embedder.encode(TEXTS[0], dim=8), embedder.encode(TEXTS[:1], dim=8)[0])
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| 8 | 0.400 |" in card
     assert "`v1`" in card
+    (tmp_path / "model" / "matryoshka.json").write_text("{}")
+    with pytest.raises(UserError, match=r"matryoshka\.json"):
+        Embedder.load(folder)

@@ -36,6 +36,7 @@ from trainer.estimate import (
 from trainer.evaluation.retrieval import Task
 from trainer.losses import Statistics
 from trainer.model import load_encoder
+from trainer.run import stage_seed
 
 MIXTURES = Path(__file__).parents[2] / "mixtures"
 # Days of the brief on 8 A100 by stage, its fewest rows, and this file's epochs.
@@ -54,6 +55,8 @@ def test_parameters_of_qwen2_5_1_5b_are_those_of_its_card(tmp_path: Path) -> Non
     assert (shape.layers, shape.hidden, shape.attention, shape.feed_forward) == (28, 1536, 1536, 8960)
     half, _ = shape_of(ModelConfig(base=str(tmp_path), layers=14), None)
     assert half.matrices == pytest.approx(shape.matrices / 2, rel=1e-3)
+    with pytest.raises(UserError, match=r"model.layers is 29; the base .* has 28 layers"):
+        shape_of(ModelConfig(base=str(tmp_path), layers=29), None)
 
 
 def test_the_rule_for_a_number_of_parameters_is_near_known_models() -> None:
@@ -140,7 +143,7 @@ def test_steps_are_those_of_the_trainer_and_tokens_those_of_the_tokenizer(
     stage = config.stages[0]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_base)
     encoder = load_encoder(config.model)
-    rows = TrainingRows(toy_build, str(tmp_path), stage, stages.stage_seed(config, stage))
+    rows = TrainingRows(toy_build, str(tmp_path), stage, stage_seed(config, stage))
     job = loop.Job(config, stage, str(tmp_path), encoder, rows, None, Task([], [], [], [], [], 0, None), [])
     amount = amount_of(config, stage, toy_build, None, None, tokenizer)
     assert amount.steps == job.steps
@@ -222,6 +225,25 @@ def test_what_is_not_known_is_asked_for_in_a_sentence(tiny_base: str) -> None:
         estimate(config, "l4", rows=[1, 2])
     with pytest.raises(UserError, match=r"is not on this machine\. Give its size"):
         estimate(load_model(str(MIXTURES / "brief-train.yaml"), Config), "a100x8", rows=[100])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [({name: value}, f"--{option} is {value:g}") for option, name in (
+        ("mfu", "share"), ("tokens-per-text", "tokens"), ("parameters", "parameters")
+    ) for value in (0.0, -1.0, float("nan"), float("inf"))]
+    + [({"share": 7.0}, "--mfu is 7; allowed: a share above 0 and not above 1"), ({"rows": [0]}, "--rows is 0; allowed: numbers from 1")],
+    ids=str,
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(numbers: dict[str, Any], expected: str, tiny_base: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        estimate(toy_config(tiny_base), "l4", **numbers)
+
+
+def test_every_device_is_known_alone_and_by_count() -> None:
+    for name, device in HARDWARE.items():
+        assert hardware_of(name) == (device, 1)
+    assert hardware_of("rtx4090x2") == (HARDWARE["rtx4090"], 2)
 
 
 def test_every_run_file_that_ships_is_estimated(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from datakit.errors import UserError
 from datakit.schema import text_id
 from trainer.config import ModelConfig
 from trainer.evaluation.encoder import CachedEncoder, mteb_encoder
-from trainer.evaluation.families import FAMILIES, evaluate_task, local_task
+from trainer.evaluation.families import FAMILIES, evaluate_task, local_task, registry_tasks
 from trainer.evaluation.scores import FamilyScores, TaskScores
 from trainer.evaluation.set_data import Reader
 from trainer.evaluation.sets import load_sets
@@ -493,6 +493,36 @@ def test_mistakes_in_the_data_name_file_and_line(tmp_path: Path) -> None:
     assert "is no BEIR folder" in said({"type": "retrieval", "folder": "."})
 
 
+@needs_mteb
+def test_one_label_tells_nothing_apart_and_is_refused(tmp_path: Path) -> None:
+    several, one = write(tmp_path, "a.jsonl", labelled(6, 1)), write(tmp_path, "b.jsonl", [{"text": "x", "label": "y"}] * 4)
+
+    def task(declared: dict[str, Any]) -> Any:
+        (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"sets": {"one": declared}}))
+        return local_task(load_sets(str(tmp_path / "sets.yaml"))[0])
+
+    for declared in ({"type": "clustering", "file": one}, {"type": "classification", "train": one, "test": several}):
+        with pytest.raises(UserError, match=r"b.jsonl': all texts have the label 'y'; two labels or more are needed"):
+            task(declared)
+    assert task({"type": "classification", "train": several, "test": one}).data_loaded  # which may be of one label
+
+
+@needs_mteb
+def test_a_task_that_is_named_twice_counts_once() -> None:
+    assert [task.metadata.name for task in registry_tasks(["STSBenchmark", "STSBenchmark"], None)] == ["STSBenchmark"]
+    names = [task.metadata.name for task in registry_tasks(["STSBenchmark", "STS22"], "MTEB(eng, v2)")]
+    assert (names.count("STSBenchmark"), names[0], len(names)) == (1, "STS22", 1 + len(registry_tasks([], "MTEB(eng, v2)")))
+
+
+def test_means_are_of_the_dimensions_that_all_tasks_have() -> None:
+    tasks = [
+        TaskScores(name=f"{place}", family="STS", metric="m", source="local", revision="", prompts={}, metrics={}, scores=scores)
+        for place, scores in enumerate(({32: 0.4, 16: 0.3, 8: 0.2}, {32: 0.6, 8: 0.4}))
+    ]
+    found = FamilyScores(model="m", revision="", mteb="2", width=32, tasks=tasks)
+    assert found.mean_of_tasks == found.families["STS"] == pytest.approx({32: 0.5, 8: 0.3})
+
+
 def test_the_sets_of_mixtures_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATAKIT_REAL_DATA", "/data")
     sets = load_sets(str(Path(__file__).parents[2] / "mixtures/evaluation-sets.yaml"))
@@ -589,6 +619,12 @@ def test_mistakes_on_the_command_line_are_one_sentence_and_status_2(
     assert (status, "Did you mean: 'STSBenchmark'?" in said) == (2, True)
     status, _, said = run(monkeypatch, capsys, exported, "--benchmark", "MTEB(eng, v9)")
     assert (status, "mteb has no such task or benchmark" in said) == (2, True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "results.json").mkdir()
+    status, _, said = run(monkeypatch, capsys, exported, "--sets", sets, "-o", str(tmp_path / "taken"))
+    assert (status, "results.json' is a folder, and a file is to be written there" in said) == (2, True)
+    status, _, said = run(monkeypatch, capsys, exported, "--sets", sets, "-o", f"{sets}/x")
+    assert (status, f"'{sets}' is a file, and a folder is needed there for" in said) == (2, True)
     assert not asked
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it would try five times
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

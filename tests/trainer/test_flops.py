@@ -54,3 +54,25 @@ def test_a_gpu_is_known_by_its_name(name: str, key: str | None) -> None:
 
 def test_a_processor_has_no_peak_that_is_known() -> None:
     assert peak_of(torch.device("cpu"), torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("distilbert", {"dim": 32, "hidden_dim": 96, "n_layers": 1, "n_heads": 4}, 96),
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 4}, 128),
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_inner": 80}, 80),
+        ("t5", {"d_model": 32, "d_ff": 72, "num_layers": 1, "num_heads": 4, "d_kv": 8}, 72),
+    ],
+)
+def test_families_name_the_width_of_their_feed_forward_part_each_in_its_way(
+    kind: str, settings: dict[str, int], expected: int
+) -> None:
+    assert counted(transformers.AutoConfig.for_model(kind, vocab_size=50, **settings)).feed_forward == expected
+
+
+def test_lora_adapts_what_peft_adapts() -> None:
+    bert = transformers.BertConfig(vocab_size=50, num_hidden_layers=1)
+    assert counted(bert).adapters == 13_824  # without the pooler: four of 768 + 768, two of 768 + 3072
+    assert counted(bert, ("dense",)).adapters == 13_824 - 3 * 2 * 768
+    assert counted(bert, ("ense",)).adapters == 0

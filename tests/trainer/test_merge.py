@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
 from toys import toy_config
 
 from datakit import storage
@@ -182,6 +183,8 @@ def test_what_cannot_be_merged_is_refused_in_a_sentence(variant: Make, tmp_path:
         ([one], "soup", [], "soup merges two models or more; found 1"),
         ([one, other], "soup", [1.0], "once for each of 2 models"),
         ([one, other], "soup", [2.0, -1.0], "from 0"),
+        ([one, other], "soup", [1.0, float("nan")], "finite"),
+        ([one, other], "soup", [float("inf"), 1.0], "finite"),
         ([one, str(tmp_path)], "soup", [], "is no exported model"),
     ):
         with pytest.raises(UserError, match=expected):
@@ -204,6 +207,41 @@ def test_what_cannot_be_merged_is_refused_in_a_sentence(variant: Make, tmp_path:
     with pytest.raises(UserError, match="differ in is_causal: False in"):
         merge([one, other], output)
     assert not Path(output).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("model.safetensors", None, "The weights '.*other/model.safetensors' cannot be read"),
+        ("modules.json", '[{"path": ""}]', "other/modules.json' holds .*; a list of modules is needed"),
+        ("modules.json", '{"type": "a"', "other/modules.json' is no JSON"),
+        ("config.json", "[1, 2]", r"other/config.json' holds \[1, 2\]; a JSON object is needed"),
+        ("matryoshka.json", "{}", "other/matryoshka.json' holds {}; allowed: an object with 'dimensions'"),
+        ("tokenizer.json", "{}", "The tokenizer '.*other/tokenizer.json' cannot be read"),
+    ],
+)
+def test_a_damaged_model_is_named_and_not_the_output(
+    name: str, content: str | None, expected: str, variant: Make, tmp_path: Path
+) -> None:
+    one, other = variant("one", 1), variant("other", 2)
+    file = Path(other) / name
+    file.write_bytes(file.read_bytes()[:100] if content is None else content.encode())
+    with pytest.raises(UserError, match=expected):
+        merge([one, other], str(tmp_path / "merged"))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["one", "other"]
+
+
+def test_models_of_other_words_are_not_merged_and_those_that_cut_texts_elsewhere_are(variant: Make, tmp_path: Path) -> None:
+    one, other = variant("one", 1), variant("other", 2)
+    file = Path(other) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.enable_truncation(7)
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(file))
+    merge([one, other], str(tmp_path / "merged"))
+    file.write_text(file.read_text().replace('"house"', '"mouse"'))
+    with pytest.raises(UserError, match=r"The models differ in tokenizer\.json: .*'.*one', .*'.*other'"):
+        merge([one, other], str(tmp_path / "no"))
 
 
 def test_models_that_read_or_pool_in_other_ways_are_not_merged(tiny_base: str, tmp_path: Path) -> None:

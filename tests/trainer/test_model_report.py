@@ -55,6 +55,12 @@ def family_scores(**more: Any) -> FamilyScores:
     return FamilyScores(**{"model": "toy", "revision": "r", "mteb": "2", "width": 32, "tasks": tasks, **more})
 
 
+def with_scores(*scores: dict[int, float]) -> str:
+    """results.json with a task for each of these."""
+    tasks = [task("one", "STS", 0, 0).model_copy(update={"scores": each}) for each in scores]
+    return family_scores(tasks=tasks).model_dump_json(by_alias=True, exclude={"families", "mean_of_tasks", "mean_of_families"})
+
+
 @pytest.fixture
 def scores(tmp_path: Path) -> Path:
     path = tmp_path / "results.json"
@@ -192,6 +198,8 @@ def test_texts_are_shown_as_text(tmp_path: Path, model: str, ablation: Path, mak
         ("{", "cannot be read as JSON"),
         ('{"model": "x"}', "is not results.json of `trainer evaluate"),
         (json.dumps({**family_scores().model_dump(mode="json", by_alias=True), "tasks": []}), "has no task"),
+        (with_scores({32: 0.5}, {8: 0.4}), "its tasks have no dimension in common"),
+        (with_scores({}, {}), "its tasks have no dimension in common"),
     ],
 )
 def test_a_file_that_is_no_scores_is_told(tmp_path: Path, text: str | None, expected: str) -> None:
@@ -201,6 +209,18 @@ def test_a_file_that_is_no_scores_is_told(tmp_path: Path, text: str | None, expe
     with pytest.raises(UserError, match=re.escape(expected)):
         written(tmp_path, path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_dimensions_that_not_all_tasks_have_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "two.json").write_text(with_scores({32: 0.5, 16: 0.45, 8: 0.4}, {32: 0.7, 8: 0.6}))
+    found = rows(written(tmp_path, tmp_path / "two.json"), "scores")
+    assert found[0] == ["family", "task", "metric", "32", "8"]
+    assert ["STS", "mean", "", "0.6000", "0.5000"] in found
+
+
+def test_a_folder_in_place_of_the_page_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder, and a file is to be written there"):
+        model_report.write("toy", str(tmp_path / "nothing.json"), str(tmp_path), None, None)
 
 
 @pytest.mark.parametrize("value", [{**ABLATION, "components": [{"name": "hard"}]}, {**ABLATION, "components": None}])

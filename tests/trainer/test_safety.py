@@ -14,16 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from toys import MakeBuild, row, save_base, toy_config, toy_rows, write_config
 
 from datakit.opened import Build, open_build
-from trainer import checkpoint, loop, stages
+from trainer import checkpoint, loop
 from trainer.cli import main
 from trainer.config import CheckpointConfig, Config
 from trainer.data import TrainingRows
 from trainer.model import load_encoder
-from trainer.run import claim, open_run
+from trainer.run import claim, open_run, stage_seed
 
 Trainer = Callable[..., tuple[int, str]]
 
@@ -133,6 +134,49 @@ def test_a_cut_checkpoint_that_the_next_stage_begins_with_stops_the_run_until_it
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": {"mixing": {"pairs": 0, "lists": False}}, "data": {"negatives": 2}}, "pairs is 0 and lists is false"),
+        ({"loss": {"mixing": {}}}, "loss.mixing is of a row's mined negatives, and data.negatives is 1; allowed: from 2"),
+        ({"loss": {"triangle": {}}, "data": {"negatives": 0}}, "loss.triangle is of a row's mined negatives"),
+        ({"data": {"negatives": 0, "curriculum": {}}}, "curriculum is of mined negatives, and negatives: 0 draws none"),
+        ({"loss": {"distillation": {"teacher": "t", "documents": "own"}}, "data": {"negatives": 0}}, "documents: own is of a"),
+        ({"loss": {"contrastive": 0, "distillation": {"teacher": "t"}, "focal": {}}}, "so that focal would do nothing"),
+        ({"loss": {"contrastive": 0, "distillation": {"teacher": "t"}, "form": "qwen3"}}, "so that form: qwen3 would do nothing"),
+        ({"optimizer": {"betas": [1.5, 2.0]}}, "less than 1"),
+        ({"seed": 2**70}, "less than"),
+        ({"model": {"query_prefix": "{instruction.x}"}}, "has fields other than {instruction}"),
+        ({"model": {"query_prefix": "{instruction[a]}"}}, "has fields other than {instruction}"),
+        ({"model": {"heads": {}}}, "model.heads are of objectives, and no stage has some"),
+    ],
+)
+def test_what_would_fail_later_or_do_nothing_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(said)):
+        toy_config("base", **changes)
+
+
+def test_an_objective_with_a_head_is_not_named_as_torch_names_its_own(
+    trainer: Trainer, tiny_base: str, toy_build: Build, tmp_path: Path
+) -> None:
+    config = toy_config(tiny_base, model={"heads": {"layers": 2, "width": 1}}, objectives={"items": {"categories": ["things"]}})
+    status, shown = trainer(config, toy_build, tmp_path / "run")
+    assert (status, "an objective cannot be named 'items'" in " ".join(shown.split())) == (2, True)
+
+
+def test_a_damaged_page_of_training_rows_is_told(trainer: Trainer, tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    file = next(Path(toy_build.path, "train").iterdir())
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    column = next(group.column(at) for at in range(group.num_columns) if group.column(at).path_in_schema == "query")
+    content = bytearray(file.read_bytes())
+    for at in range(column.data_page_offset + 30, column.data_page_offset + column.total_compressed_size):
+        content[at] ^= 0x5A
+    file.write_bytes(bytes(content))
+    status, shown = trainer(toy_config(tiny_base), toy_build, tmp_path / "run")
+    assert (status, "Traceback" in shown) == (1, False)
+    assert f"'{file}' cannot be read" in " ".join(shown.split())
+
+
 def no_number_in(what: str, loss: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     """The loss with NaN in it; or as it was, with NaN in its gradient."""
     return loss * torch.nan if what == "loss" else loss + (queries * 0).sum().sqrt()
@@ -145,7 +189,7 @@ def test_nan_stops_the_run_with_its_rows_and_earlier_checkpoints_and_the_mended_
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert trainer(config, toy_build, whole)[0] == 0
     stage = config.stages[0]
-    rows = TrainingRows(toy_build, str(tmp_path), stage, stages.stage_seed(config, stage))
+    rows = TrainingRows(toy_build, str(tmp_path), stage, stage_seed(config, stage))
     # 6 batches are 3 steps of an epoch: step 6 has the last two of the second epoch.
     batches = [rows.batch(1, number, load_encoder(config.model), 5 / 7) for number in (4, 5)]
     texts = {each["row_id"]: each for each in toy_build.train.collect().to_dicts()}

@@ -392,6 +392,9 @@ def test_the_command_line_indexes_and_answers_arguments_and_lines(
         (["query", "INDEX", "a", "--model", "CORPUS"], "its files have changed"),
         (["query", "DAMAGED", "a"], "vectors.faiss' is damaged"),
         (["query", "OTHER", "a"], "was not written by this version of trainer"),
+        (["query", "UNREADABLE", "a"], "passages.parquet' is damaged, cut off or not there"),
+        (["query", "CORPUS/long.txt", "a"], "is no index: it has no settings.json"),
+        (["index", "MODEL", "CORPUS/*.txt", "-o", "CORPUS/long.txt/x"], "long.txt' is a file, and an index is a folder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -407,14 +410,15 @@ def test_mistakes_are_one_sentence_and_status_2(
     (corpus / "empty.txt").write_text(" \n")
     if arguments[0] == "query" and arguments[1] != "NEW":
         build(model, [f"{corpus}/*.txt"], str(tmp_path / "INDEX"), OPTIONS)
-        for name in ("DAMAGED", "OTHER"):
+        for name in ("DAMAGED", "OTHER", "UNREADABLE"):
             shutil.copytree(tmp_path / "INDEX", tmp_path / name)
+        (tmp_path / "UNREADABLE" / "passages.parquet").unlink()
         (tmp_path / "DAMAGED" / "vectors.faiss").write_bytes((tmp_path / "INDEX" / "vectors.faiss").read_bytes()[:300])
         (tmp_path / "OTHER" / "settings.json").write_text('{"other": 1}')
     places = {
         "MODEL": model,
         "CORPUS": str(corpus),
-        **{name: str(tmp_path / name) for name in ("NEW", "INDEX", "DAMAGED", "OTHER")},
+        **{name: str(tmp_path / name) for name in ("NEW", "INDEX", "DAMAGED", "OTHER", "UNREADABLE")},
     }
     filled = [functools.reduce(lambda text, name: text.replace(name, places[name]), places, each) for each in arguments]
     status, _, shown = run(monkeypatch, capsys, *filled)
@@ -422,6 +426,26 @@ def test_mistakes_are_one_sentence_and_status_2(
     assert expected in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "NEW").exists()
+
+
+@pytest.mark.parametrize("name", ["vectors.faiss", "passages.parquet"])
+@pytest.mark.parametrize("damage", [None, b"x"])
+def test_a_damaged_index_is_made_again(name: str, damage: bytes | None, corpus: Path, model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    build(model, [f"{corpus}/*.txt"], str(folder), OPTIONS)
+    before = digest(folder)
+    (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
+    build(model, [f"{corpus}/*.txt"], str(folder), OPTIONS)
+    assert digest(folder) == before
+
+
+def test_trained_dimensions_that_cannot_be_read_are_told(model: str, corpus: Path, tmp_path: Path) -> None:
+    from datakit.errors import UserError
+
+    mine = shutil.copytree(model, tmp_path / "model")
+    (mine / "matryoshka.json").write_text("{}")
+    with pytest.raises(UserError, match=r"matryoshka\.json"):
+        build(str(mine), [f"{corpus}/*.txt"], str(tmp_path / "index"), OPTIONS)
 
 
 def test_a_model_that_changed_is_told(model: str, corpus: Path, tmp_path: Path) -> None:

@@ -254,6 +254,23 @@ def test_a_pooling_without_the_prompt_is_refused(make: Make, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("kind", "way", "expected"),
+    [
+        ("bert", {"attention": {"local": {"window": 2}}}, "bidirectional attention to a window of 2 tokens in 1 of them, all"),
+        ("qwen3", {"positions": "alibi"}, "all tokens in 2 of them, ALiBi"),
+    ],
+)
+def test_attention_that_servers_do_not_have_is_refused(
+    kind: str, way: dict[str, Any], expected: str, make: Make, tmp_path: Path
+) -> None:
+    source = make(kind, **way)
+    for server in ("onnx", "tei"):
+        with pytest.raises(UserError, match=f"has .*{expected}.*Neither a graph nor TEI has that"):
+            serve(source, str(tmp_path / "out"), server)
+    assert not list(tmp_path.iterdir())
+
+
 def test_mistakes_on_the_command_line_are_one_sentence(
     projected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,5 +278,10 @@ def test_mistakes_on_the_command_line_are_one_sentence(
     status, _, shown = run(monkeypatch, capsys, "export", str(tmp_path), "--format", "tei", "-o", output)
     assert (status, "is no folder of sentence-transformers" in shown) == (2, True)
     status, _, shown = run(monkeypatch, capsys, "export", projected, "--format", "tei", "-o", str(tmp_path))
-    assert (status, "exists already" in shown) == (2, True)
+    assert (status, "is there already" in shown) == (2, True)
+    (tmp_path / "file").touch()
+    for kind in ("onnx", "tei"):
+        status, _, shown = run(monkeypatch, capsys, "export", projected, "--format", kind, "-o", str(tmp_path / "file" / "x"))
+        assert (status, "a part of this path is a file" in shown) == (2, True)
+    (tmp_path / "file").unlink()
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from toys import MakeBuild, row, toy_config, write_config
 
+from datakit.errors import UserError
 from datakit.opened import Build
 from datakit.schema import EXAMPLE, Evaluation
 from trainer.cli import main
@@ -114,27 +115,30 @@ def test_train_prints_a_table_and_evaluate_repeats_its_numbers(
     monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda console: True))
     training = {"steps": 3, "precision": "float32"}  # in bfloat16 a stage is measured in that too
     file = write_config(tmp_path / "train.yaml", toy_config(tiny_base, training=training, evaluation={"bm25": True}))
-    output = tmp_path / "run"
+    output = tmp_path / "run[a]"
     monkeypatch.setattr(sys, "argv", ["trainer", "train", file, "--data", toy_build.path, "--output", str(output)])
     with pytest.raises(SystemExit):
         main()
     shown = capsys.readouterr().out
     metrics = json.loads((output / "metrics.json").read_text())
-    for word in ("before training", "after one", "BM25", "others", f"{metrics['after']['8']['score']:.3f}"):
+    words = ("before training", "after one", "BM25", "others", f"{metrics['after']['8']['score']:.3f}", str(output / "model"))
+    for word in words:
         assert word in shown
     scores = tmp_path / "scores.json"
-    status, _, _ = run(
-        monkeypatch,
-        capsys,
-        "evaluate",
-        str(output / "model"),
-        "--data",
-        toy_build.path,
-        "--dimension",
-        "32",
-        "--output",
-        str(scores),
-    )
+    arguments = ("evaluate", str(output / "model"), "--data", toy_build.path, "--dimension", "32", "--bm25", "--output")
+    status, shown, _ = run(monkeypatch, capsys, *arguments, str(scores))
     assert status == 0
+    assert "BM25" in shown
+    assert f"{metrics['beside']['BM25']['score']:.3f}" in shown
     found = Evaluation.model_validate_json(scores.read_text())
     assert found.categories["others"].score == pytest.approx(metrics["after"]["32"]["categories"]["others"]["score"], abs=1e-3)
+    status, shown, said = run(monkeypatch, capsys, *arguments, str(tmp_path))
+    assert (status, shown) == (2, "")
+    assert f"'{tmp_path}' is a folder, and a file is to be written there" in said
+
+    def full(path: str, value: object) -> None:
+        raise UserError("there is no room")
+
+    monkeypatch.setattr("datakit.storage.write_json", full)
+    status, shown, said = run(monkeypatch, capsys, *arguments, str(scores))
+    assert (status, "others" in shown, "there is no room" in said) == (2, True, True)

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file
 from toys import MakeBuild, command_line, row, toy_config, toy_rows, write_config
 
+from datakit.assets import locate
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build
 from datakit.schema import Evaluation
@@ -27,7 +29,7 @@ from trainer.evaluation.retrieval import load_task
 from trainer.losses import batch_loss
 from trainer.model import load_encoder
 from trainer.report import Metrics
-from trainer.run import Run, claim, open_run
+from trainer.run import Run, claim, open_run, point
 
 QUIET = Console(quiet=True)
 
@@ -115,6 +117,105 @@ def test_a_finished_run_does_nothing_and_says_so(
 
 class Stopped(BaseException):
     """Ends a run at a chosen place, as a kill would."""
+
+
+@pytest.mark.parametrize("only", [None, "one"])
+@pytest.mark.parametrize("owner", ["curves", "stages"])
+def test_a_run_that_stops_while_it_publishes_is_published_by_the_same_command(
+    owner: str, only: str | None, tiny_base: str, toy_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = toy_config(tiny_base, training={"steps": 1}), tmp_path / "run"
+
+    def stop(*_: Any) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(*((outcome.curves, "write") if owner == "curves" else (stages, "publish")), stop)
+        stages.do(config, toy_build, str(folder), QUIET, only)
+    assert not (folder / "report.html").exists()
+    stages.do(config, toy_build, str(folder), QUIET, only)
+    for name in ("report.html", "metrics.json", "evaluation.json", "model/model.safetensors"):
+        assert (folder / name).is_file(), name
+
+
+def test_an_earlier_stage_that_is_finished_does_not_take_the_place_of_a_later_one(
+    tiny_base: str, toy_build: Build, tmp_path: Path
+) -> None:
+    config, folder = toy_config(tiny_base, [{"name": "one"}, {"name": "two"}], training={"steps": 1}), tmp_path / "run"
+    train(config, toy_build, folder)
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    stages.do(config, toy_build, str(folder), QUIET, "one")
+    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+def test_a_repeat_whose_first_attempt_was_moved_away_is_not_taken_for_the_stage(
+    tiny_base: str, toy_build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, folder = toy_config(tiny_base, training={"steps": 1}, gate={"min_gain": -1.0, "repeats": 1}), tmp_path / "run"
+    train(config, toy_build, folder)
+    (folder / "one").rename(folder / "one-2")
+    with caplog.at_level("INFO"):
+        train(config, toy_build, folder)
+    assert "nothing is left to do" not in caplog.text
+
+
+def test_another_teacher_at_the_same_path_is_another_run(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(locate(TEACHER), teacher)
+    config = toy_config(tiny_base, training={"steps": 1}, loss={"distillation": {"teacher": str(teacher)}})
+    train(config, toy_build, tmp_path / "run")
+    with open(teacher / "README.md", "a") as file:
+        file.write("changed")
+    with pytest.raises(UserError, match=r"holds a run that differs in: stages\.one\.files of the teacher"):
+        train(config, toy_build, tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ['{"seconds": 1.0}', "{broken", "[]"])
+def test_a_folder_of_another_program_is_no_run(content: str, tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "run.json").write_text(content)
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        train(toy_config(tiny_base), toy_build, folder)
+    assert [(each.name, each.read_text()) for each in folder.iterdir()] == [("run.json", content)]
+
+
+def test_a_folder_in_the_place_of_a_link_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "latest" / "mine").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"latest' is a folder, and a link to '0123' is to stand there"):
+        point(str(tmp_path / "latest"), "0123")
+    assert [each.name for each in tmp_path.rglob("*")] == ["latest", "mine"]
+
+
+def test_of_two_encoders_in_folders_of_one_name_both_are_told(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    places = [tmp_path / each / "model" for each in "ab"]
+    for place in places:
+        shutil.copytree(locate(TEACHER), place)
+    config = toy_config(tiny_base, training={"steps": 1}, evaluation={"encoders": [str(place) for place in places]})
+    _, metrics = train(config, toy_build, tmp_path / "run")
+    assert set(metrics.beside) == {"model (384)", f"{places[1]} (384)"}
+
+
+@pytest.mark.parametrize("more", [{"export": "best"}, {"loss": {"annealing": {}}}])
+def test_a_stage_without_a_measurement_within_it_says_so(
+    more: dict[str, Any], tiny_base: str, toy_build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    epoch = {"training": {"steps": None, "epochs": 1}, "evaluation": {"every": 500}}
+    train(toy_config(tiny_base, **epoch, **more), toy_build, tmp_path / "run")
+    assert "Stage 'one' has 6 steps, and evaluation.every is 500" in caplog.text
+    with pytest.raises(ValidationError, match=r"stage 'one' has 12 steps, and evaluation\.every is 500"):
+        toy_config(tiny_base, evaluation={"every": 500}, **more)
+
+
+def test_a_mistake_in_a_later_stage_is_told_before_the_first_is_trained(
+    tiny_base: str, toy_build: Build, make_build: MakeBuild, tmp_path: Path
+) -> None:
+    other = make_build(toy_rows(), toy_rows()[:3], name="other")
+    held = {"objectives": {"o": {"categories": ["others"]}}, "consolidation": {"strength": 1.0, "build": other.path}}
+    config = toy_config(tiny_base, [{"name": "one"}, {"name": "two", **held}], training={"steps": 1})
+    with pytest.raises(UserError, match=r"no row that it can be trained on in 'train' of '.*other' is of objective 'o'"):
+        train(config, toy_build, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("place", ["save_file", "flush", "steps", "export", "evaluation"])

@@ -14,6 +14,7 @@ import numpy as np
 from datakit.errors import UserError
 from trainer.evaluation.bm25 import Bm25Search
 from trainer.evaluation.encoder import CachedEncoder, import_mteb, mteb_encoder
+from trainer.evaluation.retrieval import check_dimensions
 from trainer.evaluation.scores import FamilyScores, TaskScores
 from trainer.evaluation.set_data import Reader, Searchable, Table
 from trainer.evaluation.sets import (
@@ -85,7 +86,7 @@ def _data(local: LocalSet, reader: Reader) -> tuple[dict[str, Any], dict[str, li
             return {"test": _dataset(pairs["default"])}, None, settings
         return {name: {"test": _dataset(pair)} for name, pair in pairs.items()}, {name: [] for name in pairs}, settings
     if isinstance(declared, ClassificationSet):
-        return _classes(reader.labelled(declared.train), reader.labelled(declared.test)), None, settings
+        return _classes(reader.labelled(declared.train), reader.labelled(declared.test, several=False)), None, settings
     if isinstance(declared, ClusteringSet):
         table = reader.labelled(declared.file)
         settings = {"max_fraction_of_documents_to_embed": None}
@@ -137,12 +138,16 @@ def _range(name: str, scores: Sequence[float]) -> dict[str, float]:
 
 
 def registry_tasks(names: Iterable[str], benchmark: str | None) -> list[Any]:
-    """Tasks of mteb's own registry, by their names and by that of a benchmark; their data are on the Hub."""
+    """Tasks of mteb's own registry, by their names and by that of a benchmark; their data are on the Hub.
+
+    Each is there once, or the means would count it twice: one that the benchmark has too is as the benchmark has it.
+    """
     mteb = import_mteb()
     tasks: list[Any] = []
     try:
-        tasks += [mteb.get_task(name) for name in names]
         tasks += mteb.get_benchmark(benchmark).tasks if benchmark is not None else []
+        known = {task.metadata.name for task in tasks}
+        tasks = [mteb.get_task(name) for name in dict.fromkeys(names) if name not in known] + tasks
     except KeyError as error:
         said = str(error.args[0]).removeprefix("KeyError: ")
         raise UserError(f"mteb has no such task or benchmark: {said} Local sets are declared in a file: --sets FILE.") from error
@@ -167,8 +172,7 @@ def evaluate_families(
     chosen = [each for each in local if each.name in names] or local
     others = [each for each in names if each not in {known.name for known in local}]
     encoder = mteb_encoder(name)
-    if wrong := [each for each in dimensions if not 1 <= each <= encoder.width]:
-        raise UserError(f"Dimension {max(wrong)} is not in the model '{name}'; allowed: 1 to {encoder.width}.")
+    check_dimensions(name, encoder.width, dimensions)
     encoder.sets = {each.name: each.declared for each in chosen}
     tasks = [local_task(each) for each in chosen] + registry_tasks(others, benchmark)
     at = sorted(set(dimensions), reverse=True) or [encoder.width]

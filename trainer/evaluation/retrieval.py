@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from safetensors import SafetensorError
 
 from datakit.assets import locate
 from datakit.errors import UserError
@@ -74,11 +73,9 @@ def load_task(
             query = row["query_id"] or text_id(row["query"])
             place = (row["category"], query)
             queries.setdefault(place, (row["query"], row["instruction"]))
-            texts = [
-                (row["positive_id"], row["positive"]),
-                *((each["id"], each["text"]) for each in row["negatives"] or [] if each),
-            ]
-            ids = [key or text_id(text) for key, text in texts if text]
+            negatives = [(each["id"], each["text"]) for each in row["negatives"] or [] if each and each["text"]]
+            texts = [(row["positive_id"], row["positive"]), *negatives]
+            ids = [key or text_id(text) for key, text in texts]
             documents |= {key: (text, row["document_instruction"]) for key, (_, text) in zip(ids, texts, strict=True)}
             positives.setdefault(query, set()).add(ids[0])
             if row["in_batch_negatives"] is False:
@@ -203,9 +200,23 @@ def load(name: str) -> Any:
 
     try:
         with quiet():
-            return SentenceTransformer(locate(name))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            model = SentenceTransformer(locate(name))
+    except UserError:
+        raise
+    except Exception as error:  # broken files raise all kinds, that of tokenizers is Exception itself
         raise UserError(f"The encoder '{name}' could not be loaded: {first_line(error)}") from error
+    if getattr(tokenizer := model.tokenizer, "pad_token", "") is None:
+        # As for a base of ours: padding is never seen, so that any token does.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        if tokenizer.pad_token is None:
+            raise UserError(f"The tokenizer of the encoder '{name}' has no token for padding, end or unknown.")
+    return model
+
+
+def check_dimensions(name: str, width: int, dimensions: Sequence[int]) -> None:
+    """Raises UserError where vectors of the model cannot be cut to one of the dimensions."""
+    if wrong := [each for each in dimensions if not 1 <= each <= width]:
+        raise UserError(f"Dimension {max(wrong)} is not in the model '{name}'; allowed: 1 to {width}.")
 
 
 def evaluate_encoder(task: Task, name: str, dimensions: Sequence[int] = ()) -> dict[int, Result]:
@@ -217,10 +228,7 @@ def evaluate_encoder(task: Task, name: str, dimensions: Sequence[int] = ()) -> d
 def encoded(task: Task, name: str, dimensions: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of queries [Q, d] and documents [N, d] by a sentence-transformers model, d not below any of `dimensions`."""
     model = load(name)
-    width = int(model.get_embedding_dimension() or 0)
-    if too_wide := [dimension for dimension in dimensions if dimension > width]:
-        raise UserError(f"Dimension {max(too_wide)} is above that of the model '{name}', which is {width}.")
-
+    check_dimensions(name, int(model.get_embedding_dimension() or 0), dimensions)
     return embed_task(model, task)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field
 from rich.table import Table
+
+from datakit.errors import UserError
 
 # By dimension, widest first. JSON files have their keys in the order of letters.
 Scores = Annotated[dict[int, float], AfterValidator(lambda found: dict(sorted(found.items(), reverse=True)))]
@@ -59,8 +63,22 @@ class FamilyScores(BaseModel):
         return _mean(list(self.families.values()))
 
 
+def common(scores: Sequence[Scores]) -> list[int]:
+    """The dimensions that all have, widest first. A file may be put together from two evaluations."""
+    return [dimension for dimension in scores[0] if all(dimension in each for each in scores)]
+
+
 def _mean(scores: Sequence[Scores]) -> Scores:
-    return {dimension: float(np.mean([each[dimension] for each in scores])) for dimension in scores[0]}
+    return {dimension: float(np.mean([each[dimension] for each in scores])) for dimension in common(scores)}
+
+
+def writable(path: str) -> str:
+    """The path of a file that is yet to be written. Raises UserError where it cannot be, before the work for it is done."""
+    if os.path.isdir(path):
+        raise UserError(f"'{path}' is a folder, and a file is to be written there. Give another --output.")
+    if taken := next((each for each in Path(path).parents if each.is_file()), None):
+        raise UserError(f"'{taken}' is a file, and a folder is needed there for '{path}'. Give another --output.")
+    return path
 
 
 def table(found: FamilyScores) -> Table:

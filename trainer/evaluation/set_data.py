@@ -222,8 +222,14 @@ class Reader:
             raise UserError(f"'{self._at(file.path)}': all pairs have one label; pairs of both kinds are needed.")
         return table
 
-    def labelled(self, file: LabelledFile) -> Table:
-        return self._table(file, {"text": (text, file.text), "label": (text, file.label)})
+    def labelled(self, file: LabelledFile, several: bool = True) -> Table:
+        """Texts with their labels. Where `several` are needed, one alone is refused: nothing can be told apart by it."""
+        table = self._table(file, {"text": (text, file.text), "label": (text, file.label)})
+        if several and len(set(table["label"])) == 1:
+            raise UserError(
+                f"'{self._at(file.path)}': all texts have the label '{table['label'][0]}'; two labels or more are needed."
+            )
+        return table
 
     def summaries(self, file: SummariesFile) -> Table:
         table = self._table(

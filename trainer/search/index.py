@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from datakit import storage
 from datakit.assets import Assets, locate
@@ -18,7 +17,7 @@ from datakit.errors import UserError
 from trainer.evaluation.retrieval import unit
 from trainer.search import stages
 from trainer.search.indexing import encoder
-from trainer.search.passages import BLOCK, Passage
+from trainer.search.passages import BLOCK, Passage, opened
 from trainer.search.settings import PASSAGES, SETTINGS, VECTORS, Settings
 
 
@@ -53,13 +52,14 @@ class Index:
         path = storage.join(folder, SETTINGS)
         try:
             settings = Settings.model_validate(storage.read_json(path))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"'{folder}' is no index: it has no {SETTINGS}. `trainer search index MODEL PATH... --output {folder}` makes "
                 "one, and goes on with one that was not finished."
             ) from error
         except ValueError as error:
             raise UserError(f"'{path}' was not written by this version of trainer. Make the index again.") from error
+        opened(os.path.join(folder, PASSAGES))  # before a query is asked, and shown
         return cls(stages.read(os.path.join(folder, VECTORS)), settings, folder, model)
 
     def __len__(self) -> int:
@@ -115,4 +115,4 @@ class Index:
 
     @functools.cached_property
     def _texts(self) -> Any:
-        return pq.ParquetFile(storage.join(self.folder, PASSAGES))
+        return opened(os.path.join(self.folder, PASSAGES))

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from datakit.encoders.vectors import Array, load_array, save_array
 from datakit.errors import UserError
 from datakit.recipe import Encoder, FilesSource
 from datakit.sources import files
-from trainer.export import TRAINED
+from trainer.export import trained
 from trainer.search import passages, stages
 from trainer.search.settings import PASSAGES, SETTINGS, VECTORS, Job, Options, Settings, job
 
@@ -51,7 +52,7 @@ def build(model: str, paths: Sequence[str], output: str, options: Options, conso
     if not model.startswith(PACKAGE) and os.path.isdir(folder := locate(model)):
         model = os.path.realpath(folder)  # not models/NAME/latest, which is another model after the next training
     wanted = job(options, model, Assets(output).digest(model), found, faiss.__version__)
-    if (there := _settings(output)) is not None and there.job == wanted:
+    if (there := _settings(output)) is not None and there.job == wanted and _whole(output):
         log.info("'%s' is this index already.", output)
         return there
     _check_dimensions(wanted, int(encode.load(encoder(model)).get_embedding_dimension()))
@@ -73,8 +74,8 @@ def build(model: str, paths: Sequence[str], output: str, options: Options, conso
 
 
 def _check_output(output: str) -> None:
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise UserError(f"'{output}' is a file, and an index is a folder. Give another --output.")
+    if taken := next((each for each in (Path(output), *Path(output).parents) if each.is_file()), None):
+        raise UserError(f"'{taken}' is a file, and an index is a folder. Give another --output.")
     if os.path.isdir(output) and os.listdir(output) and _settings(output) is None:
         raise UserError(f"'{output}' is a folder with something else in it. Give --output a folder that is not there yet.")
 
@@ -85,6 +86,17 @@ def _settings(folder: str) -> Settings | None:
         return Settings.model_validate(storage.read_json(os.path.join(folder, SETTINGS)))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _whole(folder: str) -> bool:
+    """Whether vectors and passages of an index can be opened: one that is damaged is made again."""
+    try:
+        stages.read(os.path.join(folder, VECTORS))
+        passages.opened(os.path.join(folder, PASSAGES))
+    except UserError as error:
+        log.info("%s", error)
+        return False
+    return True
 
 
 def _claim(scratch: str, wanted: Job) -> Settings:
@@ -105,11 +117,10 @@ def _write_settings(folder: str, settings: Settings) -> Settings:
 
 
 def _check_dimensions(wanted: Job, width: int) -> None:
-    shortlist, marker = wanted.options.shortlist, os.path.join(locate(wanted.model), TRAINED)
+    shortlist = wanted.options.shortlist
     if shortlist > width:
         raise UserError(f"--shortlist is {shortlist}; allowed: 1 to {width}, the dimensions of the model '{wanted.model}'.")
-    trained = storage.read_json(marker)["dimensions"] if os.path.isfile(marker) else [width]
-    if shortlist not in trained:
+    if shortlist not in (trained(locate(wanted.model)) or [width]):
         log.warning(
             "Nothing says that the model was trained for its first %d dimensions: the shortlist may miss what is relevant. "
             "`trainer search query --compare` tells what it misses.",

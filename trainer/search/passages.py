@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datakit import storage
+from datakit.errors import UserError
 from datakit.recipe import FilesSource
 from datakit.sources import files
 from datakit.sources.files import DataFile
@@ -76,6 +77,14 @@ def read(found: Iterable[DataFile], source: FilesSource, column: str, words: int
                 yield Passage(file.name, None if plain else number, line, passage)
     if refused:
         log.warning("%d records cannot be read and are left out. The first: %s", refused, first)
+
+
+def opened(path: str) -> pq.ParquetFile:
+    """The file of passages that `write` made. Raises UserError where it is damaged or gone."""
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"'{path}' is damaged, cut off or not there. Make the index again.") from error
 
 
 def write(path: str, found: Iterable[Passage]) -> None:
