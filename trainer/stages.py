@@ -98,7 +98,7 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
         stage = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"learning_rate": lower})})
         log.info("Stage '%s' is repeated from where it began, with a learning rate of %.2g", stage.name, lower)
     with distributed.main_first():
-        if not claimed(run):
+        if distributed.rank() == 0 and not claimed(run):
             preflight(run, stage)
     encoder = prepared(config, stage)
     dimensions = matryoshka_dimensions(config, encoder)

@@ -89,7 +89,7 @@ filters:
   - {type: length, categories: {dosc: {query: [1, 2]}}}
 """
     recipe.write_text(text)
-    with pytest.raises(UserError, match=r"filters\.0\.categories is 'dosc'.*it has: docs"):
+    with pytest.raises(UserError, match=r"filters\.0\.categories: is 'dosc'.*it has: docs"):
         load_model(str(recipe), Recipe)
     recipe.write_text(text.replace("dosc: {query: [1, 2]}", "docs: {query: [2, 1]}"))
     with pytest.raises(UserError, match="least"):

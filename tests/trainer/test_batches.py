@@ -148,7 +148,7 @@ def test_any_rows_make_batches_by_the_rules(
     usable = [each for each in train if graded or each["score"] is None]
     if not usable:
         return
-    curriculum = None if target is None else {"start": target, "end": target}
+    curriculum = None if target is None or not most else {"start": target, "end": target}
     data = {"batch_size": batch_size, "negatives": most, "curriculum": curriculum}
     rows = opened(make_build(train, []), tmp_path, 0, GRADED if graded else None, **data)
     batches = epoch_of(rows, encoder)

@@ -34,6 +34,7 @@ def test_run_files_that_ship_go_through_a_dry_run_on_a_small_base(
         "base": base,
         "gguf": None,
         "layers": None,
+        "layer_weights": None if value["model"]["layer_weights"] is None else [1.0] * 3,
         "lora": None if value["model"]["lora"] is None else {"rank": 2},
     }
     for stage in value["stages"]:
