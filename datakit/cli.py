@@ -11,7 +11,7 @@ import typer
 from datakit.errors import UserError, run_command_line
 from datakit.evalset.commands import app as evalset
 from datakit.quality_commands import app as quality
-from datakit.terminal import console, set_up_logging
+from datakit.terminal import console, resumable, set_up_logging, show
 
 app = typer.Typer(
     help="Training data for text-embedding models.",
@@ -53,16 +53,14 @@ def build(
     place = make(executor, workers=workers, address=address)
     watcher = progress.watcher(err)
     try:
-        published = run_build(loaded, place, watcher, evaluation)
-    except KeyboardInterrupt:
-        err.print("Interrupted. Finished work is kept: the same command goes on from here.")
-        raise
+        with resumable(err):
+            published = run_build(loaded, place, watcher, evaluation)
     finally:
         if isinstance(watcher, progress.Terminal):
             watcher.close()
         place.close()
     out.print(summary(open_build(published.path)))
-    out.print(f"Built {published.path}", soft_wrap=True, highlight=False)
+    show(out, f"Built {published.path}")
 
 
 @app.command()
@@ -119,7 +117,7 @@ def mix(
     out.print(shown.table(found), highlight=False)
     if plot is not None:
         what_if_plot.write(found, plot)
-        out.print(f"Wrote {plot}", soft_wrap=True, highlight=False)
+        show(out, f"Wrote {plot}")
 
 
 @app.command()
@@ -130,7 +128,7 @@ def validate(recipe: RecipeFile) -> None:
     from datakit.recipe_file import load_model
 
     planned = make_plan(load_model(recipe, Recipe))
-    out.print(f"{recipe} is valid: {len(planned.entries)} categories, {len(planned.steps)} steps.", highlight=False)
+    show(out, f"{recipe} is valid: {len(planned.entries)} categories, {len(planned.steps)} steps.")
 
 
 @app.command()
@@ -325,7 +323,7 @@ def mine(
             watcher.close()
     count = files.write(mined, output, shape, per_query)
     out.print(files.shown(mined))
-    out.print(f"Wrote {count:,} rows to {output}", soft_wrap=True, highlight=False)
+    show(out, f"Wrote {count:,} rows to {output}")
 
 
 @app.command()
@@ -369,7 +367,7 @@ def init(
     if categories is not None:
         text = recipe_text(text, load(), [key.strip() for key in categories.split(",") if key.strip()])
     storage.write_bytes(str(path), text.encode())
-    out.print(f"Wrote {path}. Next: datakit validate {path}; datakit plan {path}; datakit build {path}", highlight=False)
+    show(out, f"Wrote {path}. Next: datakit validate {path}; datakit plan {path}; datakit build {path}")
 
 
 app.add_typer(evalset)  # without a name: its commands stand beside those above

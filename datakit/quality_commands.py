@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from datakit.terminal import console
+from datakit.terminal import console, show
 
 app = typer.Typer(help="Train a quality classifier, and score files with one.", no_args_is_help=True)
 out = console()
@@ -52,9 +52,7 @@ def quality_train(
     )  # fmt: skip
     for result in results:
         out.print(quality_card.shown(result), highlight=False)
-    out.print(
-        f"Wrote {output}. Use it: {{type: quality_model, model: {output}, threshold: ...}}", soft_wrap=True, highlight=False
-    )
+    show(out, f"Wrote {output}. Use it: {{type: quality_model, model: {output}, threshold: ...}}")
 
 
 @app.command(name="score")
@@ -72,4 +70,4 @@ def quality_score(
     from datakit.filters.quality_train import score_file
 
     count, mean = score_file(file, model, output, query, positive, force)
-    out.print(f"Wrote {output}: {count:,} rows, mean quality {mean:.3f}.", soft_wrap=True, highlight=False)
+    show(out, f"Wrote {output}: {count:,} rows, mean quality {mean:.3f}.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -13,6 +15,21 @@ def console(*, stderr: bool = False) -> Console:
     """A console of the terminal's width; of 100 columns, which tables are made for, where there is no terminal to ask."""
     made = Console(stderr=stderr)
     return made if made.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=100)
+
+
+def show(out: Console, line: str) -> None:
+    """Prints a line as it is: not folded, not coloured, brackets and all. Paths are such lines."""
+    out.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def resumable(err: Console) -> Iterator[None]:
+    """Around what the same command goes on with where it was interrupted: says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("Interrupted. Finished work is kept: the same command goes on from here.")
+        raise
 
 
 def set_up_logging(err: Console, names: tuple[str, ...], verbose: bool) -> None:

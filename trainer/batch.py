@@ -27,6 +27,7 @@ class Batch:
     candidates: np.ndarray  # [B, N] which documents stand in a row's denominator
     own: np.ndarray  # [B, K] the row's mined negatives among the documents, -1 where it has no more
     equal_queries: np.ndarray  # [B, B] queries that are equal, or have a positive in common
+    in_batch: np.ndarray  # [B] bool: rows with in-batch negatives
     scores: np.ndarray | None  # [B] of graded rows, which have no mined negatives
     difficulty: float | None  # the mean of the drawn negatives that have one
     objective: str = ""  # of the stage, where it has some
@@ -130,6 +131,7 @@ def make_batch(rows: pa.Table, group: str, graded: bool, known: Known, draw: Dra
         candidates=candidates(positive, own, in_batch, positives),
         own=own,
         equal_queries=known.equal_queries(),
+        in_batch=in_batch,
         scores=columns["score"].to_numpy(zero_copy_only=False).astype(np.float32) if graded else None,
         difficulty=float(hard.mean()) if len(hard) else None,
     )

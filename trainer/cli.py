@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from datakit.errors import UserError, run_command_line
-from datakit.terminal import console, set_up_logging
+from datakit.terminal import console, resumable, set_up_logging, show
 from trainer.search.commands import app as search
 
 app = typer.Typer(
@@ -93,22 +93,18 @@ def _train(config: str, data: str | None, output: str | None, dry_run: bool, sta
         from trainer.dryrun import check
 
         for line in check(loaded, build, stage):
-            out.print(line, soft_wrap=True, highlight=False, markup=False)
+            show(out, line)
         return
     if build is None:
         raise UserError("--data is missing: the build to train on, such as --data datasets/NAME/latest.")
     from trainer.report import tables
     from trainer.stages import do
 
-    try:
-        with distributed.joined():
-            done, metrics = do(loaded, build, output, err, stage)
-    except KeyboardInterrupt:
-        err.print("Interrupted. The same command goes on from the last checkpoint.")
-        raise
+    with resumable(err), distributed.joined():
+        done, metrics = do(loaded, build, output, err, stage)
     out.print(tables(metrics))
     for name in ("report.html", "model"):
-        out.print(done.path(name), soft_wrap=True, highlight=False, markup=False)
+        show(out, done.path(name))
 
 
 @app.command()
@@ -162,12 +158,13 @@ def evaluate(
             storage.write_json(places["results.json"], found.model_dump(mode="json", by_alias=True))
     if build is None:
         return
-    from trainer.evaluation.retrieval import evaluate_bm25, evaluate_model, load_task
+    from trainer.evaluation.retrieval import evaluate_bm25, evaluate_encoder, load_task
     from trainer.report import category_table, evaluation
 
-    results = evaluate_model(build, model, dimensions or [])
+    task = load_task(build)
+    results = evaluate_encoder(task, model, sorted(set(dimensions or []), reverse=True))
     systems = {str(dimension): each for dimension, each in results.items()}
-    beside = {"BM25": evaluate_bm25(load_task(build))} if bm25 else {}
+    beside = {"BM25": evaluate_bm25(task)} if bm25 else {}
     out.print(category_table(systems | beside, f"{model}: nDCG@10"))
     if places:
         scores = evaluation(model, build.version, results[max(results)], None)
@@ -191,13 +188,13 @@ def merge(
 ) -> None:
     """Merge models of one architecture into one, and measure inputs and merge on a build (nDCG@10 by dimension)."""
     from datakit.opened import open_build
-    from trainer.merge import merge as merged
+    from trainer.finished.merge import merge as merged
     from trainer.report import dimension_table
 
     found = merged(models, output, method, weights or [], open_build(data) if data is not None else None)
     if found.scores:
         out.print(dimension_table(found.scores, VALIDATION))
-    out.print(output, soft_wrap=True, highlight=False, markup=False)
+    show(out, output)
 
 
 @app.command()
@@ -216,12 +213,12 @@ def rotate(
 ) -> None:
     """Rotate the vectors of a model so that their first dimensions say more. Whole vectors stay as alike as they were."""
     from datakit.opened import open_build
+    from trainer.finished.rotation import rotate as rotated
     from trainer.report import dimension_table
-    from trainer.rotation import rotate as rotated
 
     found = rotated(model, open_build(data), output, dimensions or [], rows, seed)
     out.print(dimension_table(found, VALIDATION))
-    out.print(output, soft_wrap=True, highlight=False, markup=False)
+    show(out, output)
 
 
 @app.command()
@@ -261,16 +258,13 @@ def ablate(
 
     Runs share the stages that they have in common. The same command goes on where it was stopped.
     """
-    from trainer.ablation import ablate as ablated
-    from trainer.ablation_report import tables
+    from trainer.studies.ablation import ablate as ablated
+    from trainer.studies.ablation_report import tables
 
-    try:
+    with resumable(err):
         folder, report = ablated(config, output, workers, err)
-    except KeyboardInterrupt:
-        err.print("Interrupted. The same command goes on.")
-        raise
     out.print(tables(report))
-    out.print(f"{folder}/ablation.html", soft_wrap=True, highlight=False, markup=False)
+    show(out, f"{folder}/ablation.html")
 
 
 @app.command()
@@ -287,16 +281,13 @@ def sweep(
     DIR/sweep.html  score by trial, each parameter against the score, importance, failed trials
     DIR/trials/N/   an ordinary run
     """
-    from trainer.sweep import sweep as swept
-    from trainer.sweep_report import tables
+    from trainer.studies.sweep import sweep as swept
+    from trainer.studies.sweep_report import tables
 
-    try:
+    with resumable(err):
         folder, report = swept(config, data, output, err)
-    except KeyboardInterrupt:
-        err.print("Interrupted. The same command goes on.")
-        raise
     out.print(tables(report))
-    out.print(f"{folder}/sweep.html", soft_wrap=True, highlight=False, markup=False)
+    show(out, f"{folder}/sweep.html")
 
 
 @app.command()
@@ -311,15 +302,12 @@ def loop(
 
     The same command goes on where it was stopped, or with more rounds.
     """
-    from trainer import rounds as looped
+    from trainer.studies import rounds as looped
 
-    try:
+    with resumable(err):
         folder, found = looped.loop(recipe, config, rounds, output, workers, err)
-    except KeyboardInterrupt:
-        err.print("Interrupted. The same command goes on.")
-        raise
     out.print(looped.tables(found))
-    out.print(f"{folder}/loop.html", soft_wrap=True, highlight=False, markup=False)
+    show(out, f"{folder}/loop.html")
 
 
 @app.command()
@@ -331,11 +319,11 @@ def export(
     ],
 ) -> None:
     """Write a model for a server. Its vectors are compared with the model's own before the folder is there."""
-    from trainer.serving import serve
+    from trainer.finished.serving import serve
 
     for line in serve(model, output, kind):
-        out.print(line, soft_wrap=True, highlight=False, markup=False)
-    out.print(output, soft_wrap=True, highlight=False, markup=False)
+        show(out, line)
+    show(out, output)
 
 
 @app.command()
@@ -350,10 +338,10 @@ def report(
 ) -> None:
     """Write a page about a model: scores by family and dimension, retention, nearest neighbours, ablation."""
     from datakit.opened import open_build
-    from trainer.model_report import write
+    from trainer.finished.model_report import write
 
     write(model, scores, output, ablation, open_build(data) if data is not None else None)
-    out.print(output, soft_wrap=True, highlight=False, markup=False)
+    show(out, output)
 
 
 @app.callback()

@@ -56,7 +56,13 @@ class Heads(Model):
     """One head for each objective of the run, from the vector to another of its size (the brief, VII). It begins as no change."""
 
     layers: Literal[1, 2] = Field(1, description="1: a matrix. 2: two, with a GELU between, that add to the vector.")
-    width: int = Field(64, ge=1, description="Dimensions between two layers.")
+    width: int | None = Field(None, ge=1, description="Dimensions between two layers; 64 when absent.")
+
+    @model_validator(mode="after")
+    def _width_is_of_two(self) -> Self:
+        if self.layers == 1 and self.width is not None:
+            raise ValueError(f"width is {self.width} with layers: 1; it lies between two layers: set layers: 2, or leave it out")
+        return self
 
 
 class ModelConfig(Model):
@@ -342,6 +348,10 @@ class Config(Model):
     def objectives(self) -> dict[str, Objective]:
         """The objectives of all stages, in the order in which they come."""
         return {name: each for stage in self.stages for name, each in stage.objectives.items()}
+
+    def without_gates(self) -> Self:
+        """Runs that are compared have no gates: those of different length could not be."""
+        return self.model_copy(update={"stages": [stage.model_copy(update={"gate": None}) for stage in self.stages]})
 
     @model_validator(mode="after")
     def _together(self) -> Self:

@@ -121,6 +121,7 @@ def row_gradient(encoder: Encoder, rows: TrainingRows, stage: Stage, teacher: Te
         candidates=whole.candidates[one],
         own=whole.own[one],
         equal_queries=whole.equal_queries[one, one],
+        in_batch=whole.in_batch[one],
         teacher_vectors=None if vectors is None else (vectors[0][one], vectors[1]),
         teacher_scores=None if scores is None else scores[one],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from html import escape
 from importlib import resources
@@ -69,8 +69,14 @@ def write(folder: str) -> None:
     named = [str(stage["name"]) for stage in config.get("stages", [])]
     # A repeated stage has the folders NAME, NAME-2, ...
     logs = {path.parent.name: path for path in sorted(root.glob("*/log.jsonl"))}
-    place = {name: number for number, name in enumerate(named)}
-    names = sorted(logs, key=lambda name: (place.get(name, place.get(name.rpartition("-")[0], len(named))), name))
+
+    def place(folder: str) -> tuple[int, int, str]:
+        stage, _, attempt = folder.rpartition("-")
+        if folder not in named and stage in named and attempt.isdigit():
+            return named.index(stage), int(attempt), folder
+        return named.index(folder) if folder in named else len(named), 1, folder
+
+    names = sorted(logs, key=place)
     stages = {name: steps for name in names if (steps := _steps(logs[name]))}
     metrics = None
     if (root / "metrics.json").is_file():
@@ -197,6 +203,15 @@ def ticks(low: float, high: float) -> list[float]:
     return [step * number for number in range(first, max(last, first + 1) + 1)]
 
 
+def grid(marks: Iterable[tuple[float, float]]) -> str:
+    """A line across the picture for each (value, y), with the value at its left."""
+    return "".join(
+        f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
+        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+        for value, y in marks
+    )
+
+
 def cut(name: str, width: float) -> str:
     """The name, or as much of it as so many units of the picture hold; nothing where that is hardly a letter."""
     most = int(width / LETTER)
@@ -218,11 +233,7 @@ def chart(title: str, curves: Mapping[str, list[Line]], note: str, stages: Mappi
         across = LEFT + x / max(end, 1.0) * (WIDTH - LEFT - RIGHT)
         return f"{across:.1f},{HEIGHT - BOTTOM - (y - marks[0]) / (marks[-1] - marks[0]) * (HEIGHT - TOP - BOTTOM):.1f}"
 
-    parts = []
-    for mark in marks:
-        x, y = at(0, mark).split(",")
-        parts.append(f'<path class="grid" d="M{x} {y}H{WIDTH - RIGHT}"/><text x="{LEFT - 6}" y="{float(y) + 4:.1f}" ')
-        parts.append(f'text-anchor="end">{mark:.4g}</text>')
+    parts = [grid((mark, float(at(0, mark).split(",")[1])) for mark in marks)]
     taken = math.inf  # from here on the axis has a number
     axis: list[str] = []
     for start, stop, name in reversed(ends):

@@ -73,6 +73,9 @@ def usable_blocks(files: Sequence[str], graded: bool = False) -> Iterator[pa.Rec
         for block in read_blocks(file):
             texts = [pc.greater(pc.fill_null(pc.utf8_length(block.column(name)), 0), 0) for name in ("query", "positive")]
             whole = block.filter(pc.and_(*texts))
+            wrong = pc.filter(whole.column("row_id"), pc.invert(pc.is_finite(pc.fill_null(whole.column("score"), 0.0))))
+            if len(wrong):
+                raise BuildError(f"'{file}': the score of row {wrong[0]} is no finite number. Mend the source, and build again.")
             kept = whole if graded else whole.filter(pc.is_null(whole.column("score")))
             empty, scored = empty + block.num_rows - whole.num_rows, scored + whole.num_rows - kept.num_rows
             yield kept
@@ -221,6 +224,23 @@ class TrainingRows:
             for block in np.unique(blocks)
         ]
         return pa.Table.from_batches(parts, self._file.schema).take(pa.array(np.argsort(np.argsort(blocks, kind="stable"))))
+
+    def texts(self, places: np.ndarray) -> list[dict[str, Any]]:
+        """The id, text, instruction and row's query of what stands at places: row x (most_negatives + 2) + slot.
+
+        Slot 0 is the query, 1 the positive, 2 and more the mined negatives.
+        """
+        row, slot = np.divmod(places, self.most_negatives + 2)
+        different, which = np.unique(row, return_inverse=True)
+        names = ["query", "query_id", "instruction", "positive", "positive_id", "document_instruction", "negatives"]
+        records = self.take(different).select(names).to_pylist()
+        found = []
+        for record, at in zip((records[number] for number in which.tolist()), slot.tolist(), strict=True):
+            side = ("query", "positive")[min(at, 1)]
+            own = record["negatives"][at - 2] if at > 1 else {"id": record[f"{side}_id"], "text": record[side]}
+            instruction = record["document_instruction" if at else "instruction"]
+            found.append({"id": own["id"], "text": own["text"], "instruction": instruction, "query": record["query"]})
+        return found
 
     def prompts(self, encoder: Encoder) -> dict[str, str]:
         """What stands before texts, by name: "query" and "document" (the most frequent), and one for each category."""

@@ -35,7 +35,7 @@ def check(config: Config, build: Build | None, only: str | None) -> Iterator[str
     for name in config.evaluation.encoders:
         there(name, "evaluation.encoders:")
     if not here:
-        yield f"The base '{config.model.base}' is not on this machine. Nothing was tried with it, and nothing was downloaded."
+        yield f"The base '{config.model.base}' is no folder here: nothing was tried with it, nor asked of the hub or its cache."
     own = {stage.name: open_build(stage.data.build) for stage in config.stages if stage.data.build}
     builds = own if build is None else stage_builds(config, build)
     for stage in chosen:
@@ -61,7 +61,7 @@ def check(config: Config, build: Build | None, only: str | None) -> Iterator[str
 
 
 def there(name: str, what: str) -> bool:
-    """Whether a model is on this machine. Raises UserError where it is not, and no name on the hub either."""
+    """Whether a model is a folder here. Raises UserError where it is not, and no name on the hub either."""
     path = locate(name)
     found = os.path.exists(path)
     if not found and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", path):

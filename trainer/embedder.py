@@ -24,16 +24,13 @@ class Embedder:
     @classmethod
     def load(cls, path: str) -> Embedder:
         """Opens a folder that `trainer` exported. Raises UserError where it is none."""
-        from sentence_transformers import SentenceTransformer
-
         from trainer import heads
+        from trainer.evaluation.retrieval import load
         from trainer.export import TRAINED, trained
-        from trainer.model import quiet
 
         if not (dimensions := trained(path)):
             raise UserError(f"'{path}' is no model that trainer exported: it has no {TRAINED}. Give models/NAME/latest/model.")
-        with quiet():
-            return cls(SentenceTransformer(path), dimensions, heads.load(path))
+        return cls(load(path), dimensions, heads.load(path))
 
     def encode(
         self,

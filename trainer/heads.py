@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 FILE = "heads.safetensors"
 LARGEST = 0.05
+WIDTH = 64
 
 
 class Head(nn.Module):
@@ -52,7 +54,7 @@ def attach(encoder: Encoder, config: Config) -> None:
         if hasattr(nn.ModuleDict, name):
             raise UserError(f"model.heads: an objective cannot be named '{name}', which torch uses itself. Rename it.")
         seed = int(digest("head", str(config.seed), name)[:15], 16)
-        head = Head(encoder.dimension, heads.width if heads.layers == 2 else None, seed)
+        head = Head(encoder.dimension, (heads.width or WIDTH) if heads.layers == 2 else None, seed)
         size = sum(parameter.numel() for parameter in head.parameters())
         if size >= LARGEST * whole:
             raise UserError(
@@ -78,7 +80,10 @@ def save(encoder: Encoder, folder: str) -> None:
 def load(folder: str) -> dict[str, Head]:
     """The heads of an exported model, by objective; {} where it has none."""
     path = os.path.join(folder, FILE)
-    tensors = load_file(path) if os.path.isfile(path) else {}
+    try:
+        tensors = load_file(path) if os.path.isfile(path) else {}
+    except SafetensorError as error:
+        raise UserError(f"'{path}' is damaged ({error}). Export the model again.") from error
     heads = {}
     for name in sorted({key.split(".")[1] for key in tensors}):
         weights = {key.removeprefix(f"heads.{name}."): value for key, value in tensors.items() if key.split(".")[1] == name}

@@ -211,6 +211,7 @@ def targets_of(batch: Batch, teacher: Teacher | None, device: torch.device) -> T
         candidates=there(batch.candidates),
         own=there(batch.own),
         equal_queries=there(batch.equal_queries),
+        in_batch=there(batch.in_batch),
         scores=None if batch.scores is None else there(batch.scores),
         teacher_vectors=vectors,
         teacher_scores=scores,

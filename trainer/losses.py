@@ -27,6 +27,7 @@ class Targets:
     candidates: Tensor  # [B, N] bool: documents in the row's denominator, its positive among them
     own: Tensor  # [B, K] int64: the row's mined negatives among the documents, -1 where absent
     equal_queries: Tensor  # [B, B] bool: queries that are equal or have a positive in common
+    in_batch: Tensor  # [B] bool: rows that take what is in the batch as negatives, and not their mined ones alone
     scores: Tensor | None = None  # [B]: of graded rows; then only the loss of similarities applies
     teacher_vectors: tuple[Tensor, Tensor] | None = None  # queries [B, t], documents [N, t], of norm 1
     teacher_scores: Tensor | None = None  # [B, 1 + K]: a cross-encoder's, of the positive and of `own`, NaN where absent
@@ -164,10 +165,7 @@ def other_negatives(block: Block, targets: Targets, config: LossConfig) -> list[
     """
     rows = block.rows
     positive = targets.positive[rows]
-    # A row that wants no in-batch negatives has no candidate but its own.
-    mined = (targets.own[rows] >= 0) & targets.candidates[rows].gather(1, targets.own[rows].clamp(min=0))
-    in_batch = targets.candidates[rows].sum(1) - mined.sum(1) > 1
-    queries = ~targets.equal_queries[rows] & in_batch[:, None]
+    queries = ~targets.equal_queries[rows] & targets.in_batch[rows, None]
     documents = targets.candidates[rows].scatter(1, positive[:, None], False)
     if config.false_negative_margin is not None:
         ceiling = block.cosines[-1].detach().gather(1, positive[:, None]) + config.false_negative_margin

@@ -57,7 +57,7 @@ class Round:
         """The lists of the rows with these numbers, as the build's column has them."""
         chosen = self.table[numbers]
         there = chosen["place"] >= 0
-        records = texts(rows, chosen["place"][there])
+        records = rows.texts(chosen["place"][there])
         values = [pa.array([record[name] for record in records], pa.string()) for name in ("id", "text")]
         values += [pa.array([dense.DENSE] * len(records), pa.string()), pa.nulls(len(records), pa.float32())]
         values.append(pa.array(chosen["difficulty"][there], pa.float32()))
@@ -105,20 +105,6 @@ def path_of(folder: str, step: int) -> str:
     return os.path.join(folder, "negatives", f"{step:08d}.npy")
 
 
-def texts(rows: TrainingRows, places: np.ndarray) -> list[dict[str, Any]]:
-    """The id, text and instruction of the query, positive or negative at each place."""
-    row, slot = np.divmod(places, rows.most_negatives + 2)
-    different, which = np.unique(row, return_inverse=True)
-    records = rows.take(different).to_pylist()
-    found = []
-    for record, at in zip((records[number] for number in which.tolist()), slot.tolist(), strict=True):
-        side = ("query", "positive")[min(at, 1)]
-        own = record["negatives"][at - 2] if at > 1 else {"id": record[f"{side}_id"], "text": record[side]}
-        instruction = record["document_instruction" if at else "instruction"]
-        found.append({"id": own["id"], "text": own["text"], "instruction": instruction})
-    return found
-
-
 class Sides(NamedTuple):
     """Different queries or documents: where each stands first, its vector [n, d], and its text without case and punctuation."""
 
@@ -130,7 +116,7 @@ class Sides(NamedTuple):
     def of(cls, rows: TrainingRows, encoder: Encoder, places: np.ndarray, prompted: Callable[..., Any]) -> Sides:
         vectors, folded = [np.zeros((0, encoder.dimension), np.float32)], [pl.Series(dtype=pl.String)]
         for start in range(0, len(places), BLOCK):
-            some = texts(rows, places[start : start + BLOCK])
+            some = rows.texts(places[start : start + BLOCK])
             vectors.append(encoder.embed([prompted(each["text"], each["instruction"]) for each in some]))
             folded.append(fold(pl.Series([each["text"] for each in some], dtype=pl.String)))
         return cls(places, np.concatenate(vectors), pl.concat(folded))

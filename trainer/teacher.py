@@ -140,15 +140,10 @@ def listed(rows: TrainingRows, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 def texts_at(rows: TrainingRows, kind: str, places: np.ndarray) -> list[tuple[str, str]]:
     """The items at some places: (role, text), or (query, document)."""
-    row, slot = np.divmod(places, rows.most_negatives + 2)
-    different, which = np.unique(row, return_inverse=True)
-    records = rows.take(different).select(["query", "positive", "negatives"]).to_pylist()
-    items = []
-    for number, each in zip(which.tolist(), slot.tolist(), strict=True):
-        record = records[number]
-        text = record[("query", "positive")[each]] if each < 2 else record["negatives"][each - 2]["text"]
-        items.append((record["query"] if kind == "scores" else "query" if each == 0 else "document", text))
-    return items
+    roles = np.where(places % (rows.most_negatives + 2), "document", "query").tolist()
+    return [
+        (each["query"] if kind == "scores" else role, each["text"]) for each, role in zip(rows.texts(places), roles, strict=True)
+    ]
 
 
 def computed(model: Any, config: Distillation, items: list[tuple[str, str]]) -> np.ndarray:

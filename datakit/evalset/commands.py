@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from datakit.terminal import console
+from datakit.terminal import console, show
 
 app = typer.Typer()
 out = console()
@@ -31,12 +31,12 @@ def evalset(
 
     facts = make(open_build(build), output, pairs, negatives, seed, unverified)
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in facts["left_out"]["rows"].items()) or "none"
-    out.print(
+    show(
+        out,
         f"Wrote {output}: {facts['pairs']:,} pairs of {facts['queries']:,} queries, {facts['hard_negatives']:,} hard negatives.\n"
         f"Validation rows left out: {left_out}.\n"
         f"Label it: datakit annotate {output} --annotator NAME\n"
         "Keep it out of other builds: decontamination: {sets: [{type: beir, path: " + output + ", texts: both}]}",
-        soft_wrap=True, highlight=False, markup=False,
     )  # fmt: skip
 
 
@@ -53,13 +53,11 @@ def annotate(
     pairs = labels.pairs_of(folder)
     with labels.opened(labels.file_of(folder, annotator), {each["pair"] for each in pairs}) as given:
         place, address = server(pairs, given, annotator, port)
-        out.print(f"{address}\nOpen this page. End with Ctrl+C.", soft_wrap=True, highlight=False)
+        show(out, f"{address}\nOpen this page. End with Ctrl+C.")
         try:
             place.serve_forever()
         except KeyboardInterrupt:
-            out.print(
-                f"{len(given.grades):,} of {len(pairs):,} pairs are labelled. Figures: datakit agreement {folder}", soft_wrap=True
-            )
+            show(out, f"{len(given.grades):,} of {len(pairs):,} pairs are labelled. Figures: datakit agreement {folder}")
         finally:
             place.server_close()
 

@@ -39,9 +39,8 @@ def naive_row(i, dimension, queries, documents, targets, config, temperature, dr
         kept = [j for j in candidates if cosine(queries[i], documents[j]).item() <= ceiling]
         exps = [(cosine(q[i], d[j]) / temperature).exp() for j in kept]
         if config.form == "qwen3":
-            in_batch = any(j != p and j not in own for j in candidates)
             for j in range(len(q)):
-                if in_batch and not targets.equal_queries[i, j] and cosine(queries[i], queries[j]).item() <= ceiling:
+                if targets.in_batch[i] and not targets.equal_queries[i, j] and cosine(queries[i], queries[j]).item() <= ceiling:
                     exps.append((cosine(q[i], q[j]) / temperature).exp())
             for j in candidates:
                 if j != p and cosine(documents[p], documents[j]).item() <= ceiling:

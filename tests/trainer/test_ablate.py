@@ -19,12 +19,13 @@ from toys import MakeBuild, toy_config, toy_recipe, toy_rows, write_config
 from datakit.errors import UserError
 from datakit.opened import Build, open_build
 from datakit.recipe import Recipe
-from trainer import ablation, stages
-from trainer.ablation import Report, ablate, bootstrap, difference, held_out, t_interval
-from trainer.ablation_components import COMPONENTS, OF_RECIPES, Custom, without
-from trainer.ablation_report import forest, notes, sentences
+from trainer import stages
 from trainer.config import Config
 from trainer.evaluation.retrieval import evaluate_model
+from trainer.studies import ablation
+from trainer.studies.ablation import Report, ablate, bootstrap, difference, held_out, t_interval
+from trainer.studies.ablation_components import COMPONENTS, OF_RECIPES, Custom, without
+from trainer.studies.ablation_report import forest, notes, sentences
 
 needs_mteb = pytest.mark.skipif(find_spec("mteb") is None, reason="the extra 'eval' is not installed")
 QUIET = Console(quiet=True)

@@ -18,11 +18,12 @@ from sentence_transformers import SentenceTransformer
 from toys import save_base, tiny_config
 
 from datakit.errors import UserError
-from trainer import attention, merge
+from trainer import attention
 from trainer.base import load_base
 from trainer.config import ModelConfig
 from trainer.embedder import Embedder
 from trainer.export import export
+from trainer.finished import merge
 from trainer.model import Encoder, Prompted, load_encoder
 
 pytestmark = pytest.mark.usefixtures("no_bars")

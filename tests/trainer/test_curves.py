@@ -135,9 +135,10 @@ def test_what_is_absent_or_cut_is_left_out(run: Path) -> None:
     assert "No step is logged yet" in written(run)
 
 
-def test_a_repeated_stage_stands_after_its_first_attempt(run: Path) -> None:
-    shutil.copytree(run / "pairs", run / "pairs-2")
-    assert "pairs 30 steps, pairs-2 30 steps, hard 9 steps" in written(run)
+def test_repeats_of_a_stage_stand_after_its_first_attempt_in_their_order(run: Path) -> None:
+    for attempt in ("pairs-10", "pairs-2"):
+        shutil.copytree(run / "pairs", run / attempt)
+    assert "pairs 30 steps, pairs-2 30 steps, pairs-10 30 steps, hard 9 steps" in written(run)
 
 
 def test_a_loss_that_is_not_finite_leaves_a_report(run: Path) -> None:

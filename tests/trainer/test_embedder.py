@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from toys import save_base, tiny_config
 
 from datakit.errors import UserError
-from trainer import Embedder
+from trainer import Embedder, heads
 from trainer.base import first_token_sees_last
 from trainer.config import ModelConfig
 from trainer.export import export
@@ -123,6 +123,13 @@ def test_dimensions_are_cut_and_made_unit_again_and_wrong_ones_are_told(
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| 8 | 0.400 |" in card
     assert "`v1`" in card
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model' could not be loaded"):
+        Embedder.load(folder)
+    (tmp_path / "model" / "heads.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"heads\.safetensors' is damaged"):
+        heads.load(folder)
     (tmp_path / "model" / "matryoshka.json").write_text("{}")
     with pytest.raises(UserError, match=r"matryoshka\.json"):
         Embedder.load(folder)

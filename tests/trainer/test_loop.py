@@ -16,9 +16,10 @@ from datakit.mixing.feedback import factors, load_evaluation
 from datakit.mixing.weights import allocate, probabilities
 from datakit.opened import open_build
 from datakit.recipe import Recipe
-from trainer import rounds, stages
-from trainer.rounds import Loop, loop
+from trainer import stages
 from trainer.run import Run
+from trainer.studies import rounds
+from trainer.studies.rounds import Loop, loop
 
 QUIET = Console(quiet=True)
 CATEGORIES = ("things", "others")

@@ -50,7 +50,7 @@ def example(
     scores[:, 1:] = scores[:, 1:].masked_fill(own < 0, torch.nan)
     targets = Targets(
         positive=positive, candidates=candidates, own=own, equal_queries=equal | equal.T | torch.eye(rows, dtype=torch.bool),
-        teacher_vectors=(vectors(rows, 5), vectors(documents, 5)), teacher_scores=scores,
+        in_batch=in_batch, teacher_vectors=(vectors(rows, 5), vectors(documents, 5)), teacher_scores=scores,
     )  # fmt: skip
     return vectors(rows), vectors(documents), targets
 
@@ -131,7 +131,7 @@ def plain_targets(rows: int, mined: int) -> Targets:
     positive = torch.arange(rows)
     return Targets(
         positive=positive, candidates=torch.ones(rows, documents, dtype=torch.bool), own=(rows + torch.arange(rows * mined)).view(rows, mined),
-        equal_queries=torch.eye(rows, dtype=torch.bool),
+        equal_queries=torch.eye(rows, dtype=torch.bool), in_batch=torch.ones(rows, dtype=torch.bool),
     )  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
     config = LossConfig.model_validate({"form": "qwen3", "focal": {}, "triangle": {}, "dimensions": [12, 4]})
     moved = dataclasses.replace(
         targets, positive=targets.positive[order], candidates=targets.candidates[order], own=targets.own[order],
-        equal_queries=targets.equal_queries[order][:, order],
+        equal_queries=targets.equal_queries[order][:, order], in_batch=targets.in_batch[order],
     )  # fmt: skip
     one, other = (
         batch_loss(queries, documents, targets, config, 0.1, 0),

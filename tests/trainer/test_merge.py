@@ -20,12 +20,12 @@ from toys import toy_config
 from datakit import storage
 from datakit.errors import UserError
 from datakit.opened import Build
-from trainer import merge as module
 from trainer.cli import main
 from trainer.config import ModelConfig
 from trainer.evaluation.retrieval import evaluate_encoder, load_task
 from trainer.export import export
-from trainer.merge import PARALLEL, merge, slerp, soup
+from trainer.finished import merge as module
+from trainer.finished.merge import PARALLEL, merge, slerp, soup
 from trainer.model import load_encoder
 from trainer.stages import do
 

@@ -15,14 +15,14 @@ from toys import MakeBuild, row, toy_rows
 
 from datakit.errors import UserError
 from datakit.opened import Build
-from trainer import model_report
-from trainer.ablation import Report
-from trainer.ablation_report import forest
 from trainer.config import ModelConfig
 from trainer.evaluation.retrieval import load_task
 from trainer.evaluation.scores import FamilyScores, TaskScores
 from trainer.export import export
+from trainer.finished import model_report
 from trainer.model import load_encoder
+from trainer.studies.ablation import Report
+from trainer.studies.ablation_report import forest
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"></p><script>document.title='taken'</script> & {{ 7*7 }}"
 
@@ -98,14 +98,14 @@ def rows(page: str, section: str) -> list[list[str]]:
 
 def test_every_score_of_the_file_is_in_the_table_with_the_means_of_families(tmp_path: Path, scores: Path) -> None:
     assert rows(written(tmp_path, scores), "scores") == [
-        ["family", "task", "metric", "32", "8", "BM25"],
+        ["family", "task", "metric", "32", "8", "BM25+"],
         ["Retrieval", "one", "main", "0.8000", "0.6000", "0.5555"],
         ["Retrieval", "two", "main", "0.4000", "0.1000", ""],
-        ["Retrieval", "mean", "", "0.6000", "0.3500"],
+        ["Retrieval", "mean", "", "0.6000", "0.3500", ""],
         ["STS", "three", "main", "0.7000", "0.7700", ""],
         ["Odd", "four", "main", "-0.2000", "0.1000", ""],
-        ["mean of tasks", "", "", "0.4250", "0.3925"],
-        ["mean of families", "", "", f"{(0.6 + 0.7 - 0.2) / 3:.4f}", f"{(0.35 + 0.77 + 0.1) / 3:.4f}"],
+        ["mean of tasks", "", "", "0.4250", "0.3925", ""],
+        ["mean of families", "", "", f"{(0.6 + 0.7 - 0.2) / 3:.4f}", f"{(0.35 + 0.77 + 0.1) / 3:.4f}", ""],
     ]
 
 

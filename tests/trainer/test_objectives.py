@@ -369,10 +369,8 @@ def test_a_new_head_changes_nothing_and_an_export_has_it_beside_the_encoder(tiny
     config = config_of(tiny_base, CASCADE[2], model={"heads": {"layers": 2, "width": 6}})
     encoder = stages.prepared(config, config.stages[0])
     vectors = encoder.embed([encoder.query_text("what is red house", None)])
-    for layers in (1, 2):
-        fresh = stages.prepared(
-            config_of(tiny_base, model={"max_length": 24, "heads": {"layers": layers, "width": 6}}), config.stages[0]
-        )
+    for settings in ({"layers": 1}, {"layers": 2, "width": 6}):
+        fresh = stages.prepared(config_of(tiny_base, model={"max_length": 24, "heads": settings}), config.stages[0])
         assert np.array_equal(heads.through(fresh.heads["search"], vectors), vectors)
     run, _ = stages.do(config, build, str(tmp_path / "run"), QUIET)
     checkpoint.load_weights(checkpoint.place(run.path("all", "checkpoints"), 7), encoder)
@@ -397,6 +395,8 @@ def test_a_head_of_five_percent_is_refused(tiny_base: str) -> None:
     stages.prepared(config_of(tiny_base, model={"heads": {"layers": 2, "width": most}}), config_of(tiny_base).stages[0])
     with pytest.raises(UserError, match=rf"a head of 2 layers has {(most + 1) * 64:,} parameters, .* less than 5%"):
         stages.prepared(config_of(tiny_base, model={"heads": {"layers": 2, "width": most + 1}}), config_of(tiny_base).stages[0])
+    with pytest.raises(ValueError, match="width is 6 with layers: 1; it lies between two layers"):
+        config_of(tiny_base, model={"heads": {"layers": 1, "width": 6}})
 
 
 @pytest.mark.parametrize(("share", "lowest"), [(0.1, 0), (0.2, 1), (0.34, 1), (0.5, 2), (0.67, 2), (0.99, 2)])

@@ -21,14 +21,14 @@ from toys import MakeBuild, row, save_base, tiny_config
 
 from datakit.errors import BuildError, UserError
 from datakit.opened import Build
-from trainer import rotation as module
 from trainer.cli import main
 from trainer.config import ModelConfig
 from trainer.embedder import Embedder
 from trainer.evaluation.retrieval import evaluate_model, unit
 from trainer.export import export
+from trainer.finished import rotation as module
+from trainer.finished.rotation import TEMPERATURE, divergence, learned, rotate
 from trainer.model import load_encoder
-from trainer.rotation import TEMPERATURE, divergence, learned, rotate
 
 SIZES = [32, 16, 8]
 TEXTS = ["what is red house", "the horse burns", "a Green table", "the river"]

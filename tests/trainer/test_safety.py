@@ -86,7 +86,7 @@ def test_checkpoints_that_were_cut_after_a_stop_are_named_and_the_weights_come_o
         interrupted(patch, after=7)
         status, shown = trainer(config, toy_build, stopped)
     assert status != 0
-    assert "Interrupted. The same command goes on from the last checkpoint." in shown
+    assert "Interrupted. Finished work is kept: the same command goes on from here." in shown
     assert "Traceback" not in shown
     with open(stopped / "one" / "log.jsonl", "a") as file:
         file.write('{"step": 8, "los')

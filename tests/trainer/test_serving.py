@@ -23,8 +23,8 @@ from datakit.errors import BuildError, MissingExtra, UserError
 from trainer.config import ModelConfig
 from trainer.evaluation.retrieval import load, unit
 from trainer.export import export
+from trainer.finished.serving import Format, serve, unlike_in_tei
 from trainer.model import load_encoder
-from trainer.serving import Format, serve, unlike_in_tei
 
 PROMPTS = {"things": "Instruct: find\nQuery: ", "query": "Query: ", "document": ""}
 LENGTHS = (20, 3, 1, 9, 24)

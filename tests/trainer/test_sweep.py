@@ -22,9 +22,9 @@ from datakit.recipe_file import load_model
 from trainer import loop, stages
 from trainer.config import Config
 from trainer.evaluation.retrieval import evaluate_model
-from trainer.sweep import Report, Sweep, Trial, importance, proposed, sweep
-from trainer.sweep_report import notes, position, tables
-from trainer.sweep_space import Parameter, place_of
+from trainer.studies.sweep import Report, Sweep, Trial, importance, proposed, sweep
+from trainer.studies.sweep_report import notes, position, tables
+from trainer.studies.sweep_space import Parameter, place_of
 
 QUIET = Console(quiet=True)
 RATE, TEMPERATURE, GAMMA = (

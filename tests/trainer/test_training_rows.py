@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import MakeBuild, row, toy_rows
 
-from datakit.errors import UserError
+from datakit.errors import BuildError, UserError
 from datakit.opened import Build
 from datakit.schema import EXAMPLE
 from trainer.batch import Batch, candidates
@@ -144,6 +144,14 @@ def test_equal_queries_and_positives_are_masked_wherever_they_stand(
     assert not equal[places["q1"], places["q3"]]
     drawn = {query: {batch.documents[each].text for each in batch.own[place] if each >= 0} for query, place in places.items()}
     assert drawn["q2"] == {"p3"}
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+@pytest.mark.parametrize("loss", [{}, {"similarity": {}}])
+def test_a_score_that_is_no_number_is_refused(score: float, loss: dict[str, Any], make_build: MakeBuild, tmp_path: Path) -> None:
+    build = make_build([row("q1", "p1", score=0.5), row("q2", "p2", score=score), row("q3", "p3")], [])
+    with pytest.raises(BuildError, match=r"the score of row \w+ is no finite number"):
+        opened(build, tmp_path, loss=loss)
 
 
 def test_a_row_without_in_batch_negatives_has_only_its_own(make_build: MakeBuild, tmp_path: Path, encoder: Encoder) -> None:

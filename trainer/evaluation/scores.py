@@ -82,27 +82,33 @@ def writable(path: str) -> str:
 
 
 def table(found: FamilyScores) -> Table:
-    """One row for each task, one column for each dimension; means of the families that have several, and of all."""
+    """As `rows`, with a line between families."""
+    heads, parts = rows(found, 3)
     shown = Table(title=f"{found.model}, by mteb {found.mteb}", title_justify="left")
-    for name in ("family", "task", "metric"):
-        shown.add_column(name)
-    dimensions = list(found.tasks[0].scores)
-    for dimension in dimensions:
-        shown.add_column(str(dimension), justify="right")
-    if bm25 := any(task.bm25 is not None for task in found.tasks):
-        shown.add_column("BM25", justify="right")
+    for number, head in enumerate(heads):
+        shown.add_column(head, justify="left" if number < 3 else "right")
+    for part in parts:
+        for row in part:
+            shown.add_row(*row)
+        shown.add_section()
+    return shown
 
-    def row(family: str, name: str, metric: str, scores: Scores, beside: float | None = None) -> None:
-        lexical = [] if not bm25 else ["" if beside is None else f"{beside:.3f}"]
-        shown.add_row(family, name, metric, *(f"{scores[dimension]:.3f}" for dimension in dimensions), *lexical)
 
+def rows(found: FamilyScores, digits: int) -> tuple[list[str], list[list[list[str]]]]:
+    """Heads, and rows by family: each task, the mean of families that have several; last the means of all."""
+    dimensions = common([task.scores for task in found.tasks])
+    lexical = any(task.bm25 is not None for task in found.tasks)
+
+    def row(family: str, name: str, metric: str, scores: Scores, bm25: float | None = None) -> list[str]:
+        beside = [] if not lexical else ["" if bm25 is None else f"{bm25:.{digits}f}"]
+        return [family, name, metric, *(f"{scores[each]:.{digits}f}" for each in dimensions), *beside]
+
+    parts = []
     for family, mean in found.families.items():
         tasks = [task for task in found.tasks if task.family == family]
-        for task in tasks:
-            row(family, task.name, task.metric, task.scores, task.bm25)
+        parts.append([row(family, task.name, task.metric, task.scores, task.bm25) for task in tasks])
         if len(tasks) > 1:
-            row(family, "mean", "", mean)
-        shown.add_section()
-    row("mean of tasks", "", "", found.mean_of_tasks)
-    row("mean of families", "", "", found.mean_of_families)
-    return shown
+            parts[-1].append(row(family, "mean", "", mean))
+    means = {"mean of tasks": found.mean_of_tasks, "mean of families": found.mean_of_families}
+    parts.append([row(name, "", "", scores) for name, scores in means.items()])
+    return ["family", "task", "metric", *map(str, dimensions), *(["BM25+"] if lexical else [])], parts

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from datakit.errors import UserError
-from datakit.terminal import console
+from datakit.terminal import console, resumable, show
 
 if TYPE_CHECKING:
     from trainer.search.index import Hits, Index
@@ -58,13 +58,9 @@ def index(
     from trainer.search.settings import Options
 
     options = Options(precision=precision, shortlist=shortlist, method=method, column=column, words=words, format=kind)
-    try:
+    with resumable(err):
         done = build(model, paths, output, options, err)
-    except KeyboardInterrupt:
-        err.print("Interrupted. The same command goes on.")
-        raise
-    said = f"{output}: {done.passages:,} passages of {done.dimensions} dimensions"
-    out.print(said, soft_wrap=True, highlight=False, markup=False)
+    show(out, f"{output}: {done.passages:,} passages of {done.dimensions} dimensions")
 
 
 @app.command()

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from datakit import storage
 from trainer import curves
-from trainer.sweep import Report, Trial
-from trainer.sweep_space import Parameter, Value
+from trainer.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from trainer.studies.sweep import Report, Trial
+from trainer.studies.sweep_space import Parameter, Value
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 500, 200, 58, 14, 12, 24
 SHOWN = 10  # trials on the terminal
 FEW = 20  # below so many trials nothing is made of the importance
 
@@ -151,10 +151,7 @@ def scatter(title: str, report: Report, points: Sequence[tuple[Trial, float]], a
     def up(score: float) -> float:
         return round(HEIGHT - BOTTOM - 8 - (score - heights[0]) / (heights[-1] - heights[0]) * (HEIGHT - TOP - BOTTOM - 8), 1)
 
-    parts = []
-    for mark in heights:
-        parts.append(f'<path class="grid" d="M{LEFT} {up(mark)}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{up(mark) + 4:.1f}" text-anchor="end">{mark:.4g}</text>')
+    parts = [curves.grid((mark, up(mark)) for mark in heights)]
     for share, said in axis:
         anchor = "start" if share < 0.05 else "end" if share > 0.95 else "middle"
         short = escape(said if len(said) < 24 else said[:23] + "…")

@@ -25,10 +25,10 @@ from datakit.recipe import Recipe
 from datakit.recipe_file import load_model
 from datakit.schema import Evaluation
 from trainer import curves, stages
-from trainer.building import built, digests
 from trainer.config import Config
 from trainer.evaluation.retrieval import METRIC
 from trainer.report import Metrics
+from trainer.studies.building import built, digests
 
 log = logging.getLogger(__name__)
 

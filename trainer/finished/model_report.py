@@ -13,12 +13,12 @@ from pydantic import BaseModel, ValidationError
 from datakit import storage
 from datakit.errors import UserError
 from datakit.opened import Build
-from trainer.ablation import Report
-from trainer.ablation_report import forest, sentences
 from trainer.base import first_line
-from trainer.curves import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, document, table, ticks
+from trainer.curves import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, document, grid, table, ticks
 from trainer.evaluation.retrieval import Task, encoded, load_task, unit
-from trainer.evaluation.scores import FamilyScores, Scores, common, writable
+from trainer.evaluation.scores import FamilyScores, common, rows, writable
+from trainer.studies.ablation import Report
+from trainer.studies.ablation_report import sentences, supported
 
 Kind = TypeVar("Kind", bound=BaseModel)
 QUERIES, DOCUMENTS, NEAREST = 20, 2_000, 5
@@ -51,7 +51,8 @@ def write(model: str, scores: str, output: str, ablation: str | None, build: Bui
     if build is not None:
         parts.append(_neighbours(model, load_task(build, QUERIES, DOCUMENTS), build, _dimensions(found)))
     if ablation is not None:
-        parts.append(_ablation(_read(ablation, Report, "the JSON of `trainer ablate`")))
+        found_by = _read(ablation, Report, "the JSON of `trainer ablate`")
+        parts.append(f'<section id="ablation"><h2>Ablation</h2>{supported(found_by, sentences(found_by))}</section>')
     storage.write_bytes(output, _page(model, found, parts).encode("utf-8", "replace"))
 
 
@@ -80,26 +81,11 @@ def _dimensions(found: FamilyScores) -> list[int]:
 
 
 def _scores(found: FamilyScores) -> str:
-    dimensions = _dimensions(found)
-    lexical = any(task.bm25 is not None for task in found.tasks)
-
-    def row(scores: Scores, *more: str) -> list[str]:
-        return [*more, *(f"{scores[each]:.4f}" for each in dimensions)]
-
-    rows = []
-    for family, mean in found.families.items():
-        tasks = [task for task in found.tasks if task.family == family]
-        for task in tasks:
-            beside = [] if not lexical else ["" if task.bm25 is None else f"{task.bm25:.4f}"]
-            rows.append((family, [*row(task.scores, task.name, task.metric), *beside]))
-        if len(tasks) > 1:
-            rows.append((family, row(mean, "mean", "")))
-    rows.append(("mean of tasks", row(found.mean_of_tasks, "", "")))
-    rows.append(("mean of families", row(found.mean_of_families, "", "")))
-    heads = ["family", "task", "metric", *map(str, dimensions), *(["BM25"] if lexical else [])]
+    heads, parts = rows(found, 4)
+    lines = [(row[0], row[1:]) for part in parts for row in part]
     return (
         '<section id="scores"><h2>Scores by family</h2><p class="quiet">By dimension; higher is better. Families count alike in '
-        f"their mean, however many tasks they have.</p>{table(heads, rows)}</section>"
+        f"their mean, however many tasks they have.</p>{table(heads, lines)}</section>"
     )
 
 
@@ -114,10 +100,10 @@ def _retention(found: FamilyScores) -> str:
     }
     if len(dimensions) < 2 or not kept:
         return ""
-    rows = [(name, [f"{shares[each]:.1%}" for each in dimensions]) for name, shares in kept.items()]
+    shown = [(name, [f"{shares[each]:.1%}" for each in dimensions]) for name, shares in kept.items()]
     return (
         f'<section id="retention"><h2>Retention</h2><p class="quiet">The share of the score at {dimensions[0]} dimensions that '
-        f"is kept with fewer.</p>{_curves(kept, dimensions)}{table(['', *map(str, dimensions)], rows)}</section>"
+        f"is kept with fewer.</p>{_curves(kept, dimensions)}{table(['', *map(str, dimensions)], shown)}</section>"
     )
 
 
@@ -129,11 +115,7 @@ def _curves(kept: Mapping[str, Mapping[int, float]], dimensions: Sequence[int]) 
         across = LEFT + (math.log2(dimension) - least) / (most - least) * (WIDTH - LEFT - RIGHT - 20)
         return across, HEIGHT - BOTTOM - (share - marks[0]) / (marks[-1] - marks[0]) * (HEIGHT - TOP - BOTTOM)
 
-    parts, legend = [], []
-    for mark in marks:
-        y = at(dimensions[-1], mark)[1]
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{mark:.4g}</text>')
+    parts, legend = [grid((mark, at(dimensions[-1], mark)[1]) for mark in marks)], []
     parts += [f'<text x="{at(each, 0)[0]:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{each}</text>' for each in dimensions]
     for number, (name, shares) in enumerate(kept.items()):
         colour = COLOURS[number % len(COLOURS)]
@@ -150,13 +132,6 @@ def _figure(said: str, drawing: str, height: int, legend: str = "") -> str:
         f'<figure class="card"><p class="legend">{legend}</p><svg viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{escape(said)}">{drawing}</svg></figure>'
     )
-
-
-def _ablation(found: Report) -> str:
-    measures = dict.fromkeys(each.measure for removed in found.components for each in removed.differences)
-    plots = "".join(forest(measure, found) for measure in measures)
-    said = "".join(f"<li>{escape(each)}</li>" for each in sentences(found))
-    return f'<section id="ablation"><h2>Ablation</h2><div class="curves">{plots}</div><ul>{said}</ul></section>'
 
 
 def _neighbours(name: str, task: Task, build: Build, dimensions: Sequence[int]) -> str:

@@ -29,12 +29,12 @@ from datakit.recipe import Model, Path
 from datakit.recipe_file import load_model
 from datakit.schema import digest
 from trainer import stages
-from trainer.ablation import common_stages, linked
 from trainer.config import Config
 from trainer.evaluation.retrieval import METRIC
 from trainer.model import load_encoder
 from trainer.run import Run, claim, open_run
-from trainer.sweep_space import Parameter, Place, Value, Values, own_values, places_of, with_values
+from trainer.studies.ablation import common_stages, linked
+from trainer.studies.sweep_space import Parameter, Place, Value, Values, own_values, places_of, with_values
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -112,7 +112,7 @@ def sweep(file: str, data: str | None, output: str | None, console: Console) -> 
 
     Raises UserError, before anything is trained, where the space is none of the run file's, or the folder is of another sweep.
     """
-    from trainer.sweep_report import write
+    from trainer.studies.sweep_report import write
 
     try:
         import optuna
@@ -125,7 +125,7 @@ def sweep(file: str, data: str | None, output: str | None, console: Console) -> 
         raise UserError(
             f"{file}: build is missing: the data set to train on. Give it there, or with --data datasets/NAME/latest."
         )
-    config = given.model_copy(update={"stages": [stage.model_copy(update={"gate": None}) for stage in given.stages]})
+    config = given.without_gates()
     folder = os.path.abspath(os.path.expanduser(output or os.path.join("sweeps", config.name)))
     search = Search(wanted, config, open_build(data or str(wanted.build)), folder, places_of(wanted.space, config))
     check(search)

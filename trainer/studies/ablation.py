@@ -35,13 +35,13 @@ from datakit.recipe import Model, Path, Recipe
 from datakit.recipe_file import load_model, parse
 from datakit.schema import digest
 from trainer import stages
-from trainer.ablation_components import Custom, Name, without
-from trainer.building import built, digests
 from trainer.config import Config
 from trainer.evaluation import retrieval
 from trainer.evaluation.sets import load_sets
 from trainer.model import load_encoder
 from trainer.run import Run, claim, open_run, stage_builds
+from trainer.studies.ablation_components import Custom, Name, without
+from trainer.studies.building import built, digests
 
 log = logging.getLogger(__name__)
 
@@ -145,11 +145,11 @@ def ablate(file: str, output: str | None, workers: int | None, console: Console)
 
     Raises UserError, before anything is trained, where a component is not there to be removed, or a set cannot be read.
     """
-    from trainer.ablation_report import write
+    from trainer.studies.ablation_report import write
 
     wanted = load_model(file, Ablation)
     given = load_model(wanted.run, Config)
-    config = given.model_copy(update={"stages": [stage.model_copy(update={"gate": None}) for stage in given.stages]})
+    config = given.without_gates()
     recipe = load_model(wanted.recipe, Recipe) if wanted.recipe else None
     values = parse(storage.read_bytes(wanted.recipe).decode(), wanted.recipe)[0] if wanted.recipe else None
     folder = os.path.abspath(os.path.expanduser(output or os.path.join("ablations", config.name)))

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from datakit import storage
 from trainer import curves
-from trainer.ablation import Difference, Removed, Report, t_quantile
+from trainer.studies.ablation import Difference, Removed, Report, t_quantile
 
 HEADS = ["without", "measure", "full", "without", "difference", "95 %, seeds", "95 %, queries"]
 WIDTH, LEFT, RIGHT, ROW = 640, 170, 20, 26
@@ -20,18 +20,21 @@ WIDTH, LEFT, RIGHT, ROW = 640, 170, 20, 26
 def write(folder: str, report: Report) -> None:
     """Writes ablation.json and ablation.html. Equal reports give equal files."""
     storage.write_json(os.path.join(folder, "ablation.json"), report.model_dump(mode="json"))
-    measures = list(dict.fromkeys(each.measure for removed in report.components for each in removed.differences))
-    plots = "".join(forest(name, report) for name in measures)
-    said = "".join(f"<li>{escape(each)}</li>" for each in [*sentences(report), *notes(report)])
     body = [(row[0], row[1:]) for row in rows(report)]
     sections = [
         f'<section id="results"><h2>Differences</h2>{curves.table(HEADS, body)}</section>',
-        f'<section><h2>Plot</h2><div class="curves">{plots}</div></section>',
-        f"<section><h2>What the figures support</h2><ul>{said}</ul></section>",
+        f"<section><h2>What the figures support</h2>{supported(report, [*sentences(report), *notes(report)])}</section>",
     ]
     lead = f"Ablation: one component removed at a time, seeds {', '.join(map(str, report.seeds))}. Full minus without."
     page = curves.document(report.name, "ablation", lead, sections)
     storage.write_bytes(os.path.join(folder, "ablation.html"), page.encode("utf-8", "replace"))
+
+
+def supported(report: Report, said: Sequence[str]) -> str:
+    """A plot for each measure, and sentences, as HTML."""
+    measures = dict.fromkeys(each.measure for removed in report.components for each in removed.differences)
+    plots = "".join(forest(name, report) for name in measures)
+    return f'<div class="curves">{plots}</div><ul>{"".join(f"<li>{escape(each)}</li>" for each in said)}</ul>'
 
 
 def tables(report: Report) -> Group:

@@ -1,0 +1,1 @@
+"""What is done with a finished model: `trainer merge`, `rotate`, `export`, `report`."""
