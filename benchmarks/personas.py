@@ -68,6 +68,9 @@ class Desk:
     def may_ask(self, count: int) -> bool:
         return True
 
+    def has_answers(self) -> bool:
+        return bool(self.answers)
+
     def answered(self, answers: Sequence[tuple[str, Answer]]) -> None:
         self.answers.update(answers)
         print(f"\r{len(self.answers)} of {self.total} requests", end="", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -63,8 +64,9 @@ class Vectors:
     def of(self, name: str, rows: Step) -> Step:
         """The step that embeds with the encoder `name`; a new one, over `rows`, where there is none yet."""
         if name not in self._known:
-            before = sum(step.name.startswith(f"embed-{name}") for step in self._steps)
-            label = f"embed-{name}-{before + 1}" if before else f"embed-{name}"
+            taken = {step.name for step in self._steps}
+            labels = itertools.chain([f"embed-{name}"], (f"embed-{name}-{number}" for number in itertools.count(2)))
+            label = next(each for each in labels if each not in taken)
             self._known[name] = embed_step(label, self._encoders[name], (rows,), self._assets)
             self._steps.append(self._known[name])
         return self._known[name]

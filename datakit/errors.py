@@ -23,9 +23,12 @@ class MissingExtra(UserError):
     """A part that needs a package which is not installed."""
 
     def __init__(self, what: str, package: str, extra: str) -> None:
-        super().__init__(
-            f"{what} needs the package '{package}', which is not installed. Install it with: pip install 'datakit[{extra}]'"
-        )
+        # An exception is pickled with its arguments; so this one arrives from a worker.
+        super().__init__(what, package, extra)
+
+    def __str__(self) -> str:
+        what, package, extra = self.args
+        return f"{what} needs the package '{package}', which is not installed. Install it with: pip install 'datakit[{extra}]'"
 
 
 class BuildError(DatakitError):

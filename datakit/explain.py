@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datakit.errors import UserError
+from datakit.negatives.relabel import TEMPLATE
 from datakit.opened import Build
 from datakit.publish.manifest import StepEntry
 from datakit.publish.reasons import in_words, number
@@ -213,9 +214,14 @@ def _origin(row: dict[str, Any]) -> str:
 
 
 def _passed(build: Build, row: dict[str, Any], part: str | None, stopped_at: str | None) -> list[Passed]:
-    """The steps that took in rows of this category, up to the one that stopped this row."""
-    result = []
-    for step in build.manifest.steps:
+    """The steps that took in rows of this category, from the one that made this row up to the one that stopped it."""
+    result, steps = [], build.manifest.steps
+    provenance = row.get("provenance") or {}
+    if provenance.get("template") == TEMPLATE:
+        place = next(number for number, step in enumerate(steps) if step.name == "relabel")
+        result.append(Passed("relabel", f"made it of a negative of {provenance['parents'][0]}, which passed the steps before"))
+        steps = steps[place + 1 :]
+    for step in steps:
         counts = step.categories.get(row["category"])
         if step.name == stopped_at:
             result.append(Passed(step.name, "stopped here"))

@@ -29,13 +29,13 @@ from datakit.original import ROW, common_schema, conform, originals, read_origin
 from datakit.progress import BuildWatcher
 from datakit.recipe import (
     AnyDedup,
-    AnyEngine,
     AnyFilter,
     Budget,
     Columns,
     ConsistencyFilter,
     Constant,
     Encoder,
+    Engines,
     FilesSource,
     JudgeFilter,
     LengthFilter,
@@ -66,7 +66,7 @@ class FilterFile(Model):
     filters: list[AnyFilter] = Field([])
     dedup: list[AnyDedup] = Field([])
     encoders: dict[str, Encoder] = Field({})
-    engines: dict[str, AnyEngine] = Field({})
+    engines: Engines = Field({})
     budget: Budget = Budget()
     seed: int = 0
 

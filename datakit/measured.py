@@ -20,7 +20,7 @@ from datakit.synthesis.request_cache import RequestCache
 
 @dataclass(frozen=True)
 class Measured:
-    """The finished synthesise steps of an engine that are in a cache.
+    """The finished steps of one kind that asked an engine, as they are in a cache.
 
     `rate` is in requests a second while the engine was asked, over the `sent` requests that were timed (`at_once` at a time);
     None where all answers came from the cache. Tokens and `rows` are means of one of `requests`; rows are those before filters.
@@ -60,14 +60,14 @@ class Sizes:
     answer: float | None
 
 
-def measured(cache: str, engine: AnyEngine) -> Measured | None:
-    """What the cache tells of an engine that is as fast as this one; None where it never finished a step."""
+def measured(cache: str, engine: AnyEngine, steps: str = "synthesise-*") -> Measured | None:
+    """What the cache tells of an engine that is as fast as this one; None where it never finished a step of those names."""
     wanted = speed_digest(engine)
     requests = prompt = completion = rows = sent = 0
     seconds = 0.0
     at_once: set[int] = set()
     fs, inner = storage.filesystem(storage.join(cache, "steps"))
-    for path in sorted(fs.glob(f"{inner}/synthesise-*/run.json")):
+    for path in sorted(fs.glob(f"{inner}/{steps}/run.json")):
         folder = os.path.dirname(str(path))
         if not fs.exists(f"{folder}/step.json"):
             continue

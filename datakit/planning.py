@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from datakit.errors import UserError
-from datakit.filters import judge
 from datakit.measured import Measured, Sizes, Yield, latest, measured, sizes, yields
 from datakit.pipeline import plan
+from datakit.planning_of_rows import AboutRows, about_rows
 from datakit.recipe import AnyEngine, OpenAIEngine, Price, Recipe
 from datakit.step import Step, is_cached, load
 from datakit.synthesis.engines import at_once
-from datakit.synthesis.synthesise import Synthesising, planned
+from datakit.synthesis.synthesise import Size, Synthesising, planned, size
 
 REFERENCE = (
     "For comparison, the guide that datakit follows gives 200-500 GB for a pre-training set of 100M-500M pairs, and 20-100 GB "
@@ -28,14 +29,15 @@ class Wanted:
     """What the recipe asks of one engine.
 
     `requests` are not answered yet, with their tokens; None while the documents of a step have not been read. `steps` counts the
-    steps that ask it, `queries` and `personas` are the mean over them.
+    steps that ask it. `texts` are asked for in one request, and so many requests are made for one passage (or task): means over
+    all requests and passages, or over what the recipe says of them where they cannot be counted yet.
     """
 
     name: str
     engine: AnyEngine
     steps: int
-    queries: float
-    personas: float
+    texts: float
+    per_passage: float
     requests: int | None
     answered: int
     prompt_tokens: int
@@ -108,29 +110,38 @@ def about(value: float | None, unit: str = "") -> str:
     while power < len(names) - 1 and float(f"{value:.1e}") >= 1000:
         value, power = value / 1000, power + 1
     number = float(f"{value:.1e}")
-    text = f"{number:.1f}" if number < 10 and (power or number != int(number)) else f"{number:,.0f}"
+    if number < 1:
+        text = f"{Decimal(f'{number:.2g}'):f}"
+    else:
+        text = f"{number:.1f}" if number < 10 and (power or number != int(number)) else f"{number:,.0f}"
     return f"{text}{' ' if unit else ''}{names[power]}{unit}"
 
 
-def wanted(recipe: Recipe, steps: Sequence[Step]) -> list[Wanted]:
-    """What the synthesise steps ask, by engine, in the order of the recipe. Cuts the documents that are in the cache."""
-    found: dict[str, list[tuple[Synthesising, dict[str, int] | None]]] = {}
+def wanted(recipe: Recipe, steps: Sequence[Step], asked: Mapping[str, Mapping[str, int] | None]) -> list[Wanted]:
+    """What the synthesise steps ask, by engine, in the order of the recipe. `asked` is what each of them does, by its name."""
+    found: dict[str, list[Step]] = {}
     for step in steps:
         if isinstance(step.parameters, Synthesising):
-            name = step.parameters.synthesis.engine
-            found.setdefault(name, []).append((step.parameters, _asked(step, recipe.cache)))
+            found.setdefault(step.parameters.synthesis.engine, []).append(step)
     result = []
-    for name, asked in found.items():
-        counts = [each for _, each in asked if each is not None]
-        total = {key: sum(each[key] for each in counts) for key in ("requests", "answered", "prompt_tokens", "completion_tokens")}
+    for name, those in found.items():
+        counts = [each for step in those if (each := asked[step.name]) is not None]
+        names = ("requests", "answered", "prompt_tokens", "completion_tokens", "seeds", "texts")
+        total = {key: sum(each[key] for each in counts) for key in names}
+        known = len(counts) == len(those)
+        if known and total["seeds"]:
+            every = total["requests"] + total["answered"]
+            texts, per_passage = total["texts"] / every, every / total["seeds"]
+        else:
+            texts, per_passage = _by_the_recipe([size(step) for step in those])
         result.append(
             Wanted(
                 name=name,
                 engine=recipe.engines[name],
-                steps=len(asked),
-                queries=sum(parameters.synthesis.queries for parameters, _ in asked) / len(asked),
-                personas=sum(parameters.synthesis.personas_per_document for parameters, _ in asked) / len(asked),
-                requests=total["requests"] if len(counts) == len(asked) else None,
+                steps=len(those),
+                texts=texts,
+                per_passage=per_passage,
+                requests=total["requests"] if known else None,
                 answered=total["answered"],
                 prompt_tokens=total["prompt_tokens"],
                 completion_tokens=total["completion_tokens"],
@@ -139,11 +150,28 @@ def wanted(recipe: Recipe, steps: Sequence[Step]) -> list[Wanted]:
     return result
 
 
-def _asked(step: Step, cache: str) -> dict[str, int] | None:
-    if is_cached(step, cache):
-        answered = int(load(step, cache).report.notes.get("requests", 0))
-        return {"requests": 0, "answered": answered, "prompt_tokens": 0, "completion_tokens": 0}
-    return judge.planned(step, cache) if isinstance(step.parameters, judge.Judging) else planned(step, cache)
+def _by_the_recipe(sizes: Sequence[Size]) -> tuple[float, float]:
+    """Texts of a request, and requests of a passage, over all of these: by the numbers of passages, where each has one."""
+    weights = [each.seeds for each in sizes if each.seeds is not None]
+    if len(weights) < len(sizes):
+        weights = [1] * len(sizes)
+    requests = [weight * each.requests for weight, each in zip(weights, sizes, strict=True)]
+    texts = sum(number * each.texts for number, each in zip(requests, sizes, strict=True))
+    return texts / sum(requests), sum(requests) / sum(weights)
+
+
+def _asked(recipe: Recipe, steps: Sequence[Step]) -> dict[str, dict[str, int] | None]:
+    """What each synthesise step asks, by its name; None where its documents have not been read. Cuts those that have."""
+    return {step.name: _asked_by(step, recipe.cache) for step in steps if isinstance(step.parameters, Synthesising)}
+
+
+def _asked_by(step: Step, cache: str) -> dict[str, int] | None:
+    if not is_cached(step, cache):
+        return planned(step, cache)
+    notes = load(step, cache).report.notes
+    answered, seeds = int(notes["requests"]), int(notes["drawn"])
+    done = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "answered": answered}
+    return {**done, "seeds": seeds, "texts": size(step).rows(seeds)}
 
 
 def report(recipe: Recipe, pairs: int | None, gpus: int) -> Group:
@@ -152,9 +180,11 @@ def report(recipe: Recipe, pairs: int | None, gpus: int) -> Group:
     `gpus` are those behind the engines. Raises UserError where a target is given and nothing is synthesised.
     """
     steps = plan(recipe).steps
-    asked = wanted(recipe, steps)
+    counts = _asked(recipe, steps)
+    asked = wanted(recipe, steps, counts)
     parts: list[RenderableType] = [_steps_table(recipe, steps)]
-    parts += _judges(recipe, steps)
+    written = {name: each["texts"] for name, each in counts.items() if each is not None}
+    parts += _of_rows(about_rows(steps, recipe.cache, written), gpus)
     if not asked:
         if pairs is not None:
             raise UserError(f"'{recipe.name}' has no category with 'synthesis': no number of pairs can be asked for.")
@@ -184,7 +214,7 @@ def _rows(asked: Wanted, known: Measured | None, kept: Yield | None) -> float:
     """Rows of one request: kept by an earlier build, else as written, else as many as are asked for."""
     if kept is not None:
         return kept.rows
-    return asked.queries if known is None else known.rows
+    return asked.texts if known is None else known.rows
 
 
 def _steps_table(recipe: Recipe, steps: Sequence[Step]) -> Table:
@@ -207,17 +237,7 @@ def _engines_table(
 ) -> Table:
     what = "what is left to ask" if pairs is None else f"{pairs:,} pairs: what there is to ask"
     table = Table(title=f"Language models, {what}", title_justify="left")
-    for heading in (
-        "engine",
-        "answered",
-        "requests",
-        "passages",
-        "prompt tokens",
-        "completion tokens",
-        "hours",
-        "GPU hours",
-        "money",
-    ):
+    for heading in ("engine", "answered", "requests", "passages", *_COST):
         table.add_column(heading, justify="left" if heading == "engine" else "right")
     for each, number in zip(asked, requests, strict=True):
         answered = f"{each.answered:,}" if pairs is None else ""
@@ -225,39 +245,47 @@ def _engines_table(
             table.add_row(each.name, answered, "known after the documents are read")
             continue
         measure = known[each.name]
-        price = each.engine.price if isinstance(each.engine, OpenAIEngine) else None
+        price = _price(each.engine)
         prompt, completion = tokens(each, measure)
         cost = taken(number, prompt, completion, measure.rate if measure else None, price)
         table.add_row(
             each.name,
             answered,
             f"{number:,}" if pairs is None else about(number),
-            about(number / each.personas),
-            about(cost.prompt_tokens),
-            about(cost.completion_tokens),
-            about(cost.hours),
-            about(None if cost.hours is None else cost.hours * gpus),
-            "no price" if price is None else "not known" if cost.money is None else f"{about(cost.money)} {price.currency}",
+            about(number / each.per_passage),
+            *_cost(cost, price, gpus),
         )
     return table
 
 
-def _judges(recipe: Recipe, steps: Sequence[Step]) -> list[RenderableType]:
-    """What is left to ask judges, which ask once for each row that reaches them. Not part of a target of pairs."""
-    table = Table(title="Judges, what is left to ask", title_justify="left")
-    for heading in ("step", "engine", "answered", "requests", "prompt tokens", "completion tokens"):
+_COST = ("prompt tokens", "completion tokens", "hours", "GPU hours", "money")
+
+
+def _cost(cost: Taken, price: Price | None, gpus: int) -> list[str]:
+    """The cells under _COST."""
+    hours = None if cost.hours is None else cost.hours * gpus
+    money = "no price" if price is None else "not known" if cost.money is None else f"{about(cost.money)} {price.currency}"
+    return [about(cost.prompt_tokens), about(cost.completion_tokens), about(cost.hours), about(hours), money]
+
+
+def _price(engine: AnyEngine) -> Price | None:
+    return engine.price if isinstance(engine, OpenAIEngine) else None
+
+
+def _of_rows(asking: Sequence[AboutRows], gpus: int) -> list[RenderableType]:
+    """What is left to ask about rows. Not part of a target of pairs."""
+    table = Table(title="Judges and written negatives, what is left to ask", title_justify="left")
+    for heading in ("step", "engine", "answered", "requests", *_COST):
         table.add_column(heading, justify="left" if heading in ("step", "engine") else "right")
-    for step in steps:
-        if not isinstance(step.parameters, judge.Judging):
+    for each in asking:
+        if each.requests is None:
+            table.add_row(each.step, each.name, "", f"known after {each.source}")
             continue
-        counts = _asked(step, recipe.cache)
-        name = step.parameters.filter.engine
-        if counts is None:
-            table.add_row(step.name, name, "", f"known after {step.inputs[0].name}")
-            continue
-        left = [about(counts[key]) for key in ("prompt_tokens", "completion_tokens")]
-        table.add_row(step.name, name, f"{counts['answered']:,}", f"{counts['requests']:,}", *left)
-    return [table] if table.row_count else []
+        price = _price(each.engine)
+        cost = taken(each.requests, each.prompt_tokens, each.completion_tokens, each.rate, price)
+        number = f"{each.requests:,}" if each.exact else f"at most {each.requests:,}"
+        table.add_row(each.step, each.name, f"{each.answered:,}", number, *_cost(cost, price, gpus))
+    return [table, *(each.basis for each in asking if each.basis)] if asking else []
 
 
 def tokens(asked: Wanted, known: Measured | None) -> tuple[float | None, float | None]:
@@ -274,7 +302,10 @@ def _basis(asked: Wanted, known: Measured | None, kept: Yield | None) -> str:
     if known is None:
         said = f"{asked.name}: nothing was measured; the cache has no finished step of this engine."
         if asked.requests:
-            said += " Tokens: a quarter of the characters of the prompts, and 16 for each query of an answer."
+            said += (
+                " Tokens: a quarter of the characters of the prompts; of an answer 6 for a class, 16 for a line of a list, 32 "
+                "for a sentence, 120 for a passage, and no more than max_tokens."
+            )
     else:
         said = f"{asked.name}: tokens as measured over {known.requests:,} requests"
         if known.rate is None:
@@ -287,7 +318,8 @@ def _basis(asked: Wanted, known: Measured | None, kept: Yield | None) -> str:
         return f"{said} {kept.rows:.3g} rows kept of a request, over the {kept.requests:,} of build {kept.build}."
     if known is not None:
         return f"{said} {known.rows:.3g} rows of a request before filters; no build of this recipe tells how many are kept."
-    return f"{said} Rows: as many as are asked for ({asked.queries:.3g} of a request), which is the most there can be."
+    every = "" if asked.requests is None else f", {round((asked.requests + asked.answered) * asked.texts):,} in all"
+    return f"{said} Rows: as many as are asked for ({asked.texts:.3g} of a request{every}), which is the most there can be."
 
 
 def _listed(numbers: Sequence[int]) -> str:

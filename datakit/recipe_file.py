@@ -18,6 +18,8 @@ from datakit.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
 Place = tuple[str | int, ...]
+# What ends a line of YAML 1.1, by which PyYAML counts them.
+_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 class _Loader(yaml.SafeLoader):
@@ -77,7 +79,7 @@ def parse(text: str, path: str) -> tuple[Any, dict[Place, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        variable = mark is not None and "${" in text.split("\n")[mark.line]
+        variable = mark is not None and "${" in _BREAK.split(text)[mark.line]
         hint = " Put what has a ${VARIABLE} into quotes: between { and } its braces are YAML's." if variable else ""
         raise UserError(f"{where}: this is not valid YAML: {error.problem or error.context}.{hint}") from error
     except yaml.YAMLError as error:
@@ -159,6 +161,9 @@ def _problem(item: Any, model: type[BaseModel], lines: dict[Place, int]) -> _Pro
             for part in str(context.get("expected_tags", context.get("expected"))).replace(" or ", ", ").split(",")
         ]
         where = (*place, context["discriminator"].strip("'")) if kind == "union_tag_invalid" else place
+        if isinstance(found, dict | list):
+            # No word was meant; in the form of other types, so that _joined says once what was found.
+            return _Problem(where, f"found {_kind(found)}; allowed: {', '.join(allowed)}")
         return _Problem(where, f"found {_kind(found)}.{_nearest(str(found), allowed)} Allowed: {', '.join(allowed)}")
     if kind == "union_tag_not_found":
         name = context["discriminator"].strip("'")

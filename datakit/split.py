@@ -8,7 +8,8 @@ asked for. So a row's side does not change when rows of other documents come or 
 Exemplars (sources/labelled.py) are texts of other rows, as positives and as negatives. They tie no rows together, for they would
 tie whole classes: each text has a side of its own, with its near duplicates. A row whose positive is on the other side than its
 query is rejected, and negatives on the other side are dropped. These are few, since exemplars were drawn from one side as far as
-that could be told before rows were filtered and compared.
+that could be told before rows were filtered and compared; where they are many, that is told. Near duplicates are looked for among
+positives: a text that stands in no positive any more, as a filter took that row, may have one on the other side.
 """
 
 from __future__ import annotations
@@ -34,12 +35,15 @@ from datakit.step import Step, Work, count_categories, split_rejected, write_row
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 
 POSITIVE_ON_OTHER_SIDE = "positive_on_other_side"
 
 # A component of so many rows is never too large for validation, however small the data are.
 SMALL_COMPONENT = 10
+
+# Above this share of the rows with exemplars it is told that they are rejected.
+MANY_APART = 0.02
 
 
 class SplitParameters(Model):
@@ -88,6 +92,15 @@ def _work(work: Work) -> None:
             notes["forced_to_train"]["components"],
             notes["forced_to_train"]["rows"],
             parameters.split.max_group_fraction,
+        )
+    exemplars = notes["exemplars"]
+    if exemplars["apart"] > MANY_APART * exemplars["rows"]:
+        log.warning(
+            "split: %d of %d rows of exemplars are rejected: their two texts are on different sides. They were paired by the "
+            "texts as they were read, and something has changed these since (such as a filter that masks personal data), or "
+            "many of them are near duplicates.",
+            exemplars["apart"],
+            exemplars["rows"],
         )
     write = _WriteSides(
         work.step.name, kinds, work.files("sides", 0, "sides.parquet"), sent, work.files("sides", 0, "texts.parquet")
@@ -254,6 +267,7 @@ class _Sides:
             "largest_component_rows": int(rows.max(initial=0)),
             "validation_components": int((chosen & (rows > 0)).sum()),
             "forced_to_train": {"components": len(forced), "rows": int(rows[forced].sum())},
+            "exemplars": {"rows": int((exemplar >= 0).sum()), "apart": int(apart.sum())},
         }
 
 
@@ -302,7 +316,7 @@ class _WriteSides:
         validation, apart = (
             np.zeros(0, bool) if sides is None else sides.column(name).to_numpy() for name in ("validation", "apart")
         )
-        whole, dropped = self._on_one_side(table, validation)
+        whole, dropped = self._on_one_side(table, validation, apart)
         said = reasons([{"row": row, "reason": POSITIVE_ON_OTHER_SIDE} for row in np.flatnonzero(apart).tolist()])
         _, rejected = split_rejected(table, self.step, said)
         parts = [
@@ -312,8 +326,8 @@ class _WriteSides:
         result = write_rows(folder, kept=parts, rejected=rejected, rows_in=count_categories(table))
         return result | {"negatives_dropped": dropped}
 
-    def _on_one_side(self, table: pa.Table, validation: NDArray[np.bool_]) -> tuple[pa.Table, int]:
-        """The rows without those negatives of exemplars that are on the other side, and how many these are."""
+    def _on_one_side(self, table: pa.Table, validation: NDArray[np.bool_], apart: NDArray[np.bool_]) -> tuple[pa.Table, int]:
+        """The rows without those negatives of exemplars that are on the other side, and how many rows that stay have lost."""
         is_exemplar = self.kinds(table)[1]
         row, ids = _negative_ids(table)
         of_exemplar = is_exemplar[row] & ids.is_valid().to_numpy(zero_copy_only=False)
@@ -330,4 +344,4 @@ class _WriteSides:
         none = pc.or_(pc.is_null(column), pa.array(is_exemplar & (left == 0)))
         negatives = pa.ListArray.from_arrays(offsets, column.flatten().filter(pa.array(keep)), mask=none)
         place = table.schema.get_field_index("negatives")
-        return table.set_column(place, table.schema.field(place), negatives), int((~keep).sum())
+        return table.set_column(place, table.schema.field(place), negatives), int((~keep & ~apart[row]).sum())

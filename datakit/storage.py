@@ -76,6 +76,8 @@ def failure(error: OSError, path: str) -> Exception:
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return UserError(f"'{path}' cannot be written: a part of this path is a file, and a folder is needed there.")
+    if error.errno == errno.EISDIR:
+        return UserError(f"'{path}' cannot be written: it is a folder, and a file is to stand there. Move it away.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"'{path}' cannot be written: permission denied. Choose a folder that you may write to.")
     # Where the folder is there, something else is missing, and that error says what.
@@ -85,9 +87,12 @@ def failure(error: OSError, path: str) -> Exception:
 
 
 def check_output(path: str, endings: Sequence[str], force: bool) -> None:
-    """Refuses, before any work is done, a name with another ending, and a file that is there already unless `force`."""
+    """Refuses, before any work is done, a name with another ending, a folder, and a file that is there already unless `force`."""
     if not path.endswith(tuple(endings)):
         raise UserError(f"--output is '{path}'. Allowed: a name that ends in {' or '.join(endings)}.")
+    fs, inner = filesystem(path)
+    if fs.isdir(inner):
+        raise UserError(f"--output is '{path}', which is a folder. Give the name of a file.")
     if exists(path) and not force:
         raise UserError(f"'{path}' is there already. Give another name, or --force to write over it.")
 

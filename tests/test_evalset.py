@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import http.client
 import json
+import logging
 import os
 import random
 import re
@@ -264,6 +265,30 @@ def test_the_same_seed_draws_the_same_bytes_and_another_one_others(whole: Build,
     assert len(files) == 6
     assert all((drawn / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in files)
     assert qrels(drawn, "test") != qrels(tmp_path / "other", "test")
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked", "expected"),
+    [
+        ({"rivers": 2, "towns": 1}, 10, {"rivers": 4, "towns": 6}),
+        ({"rivers": 1, "towns": 2}, 10, {"rivers": 6, "towns": 4}),
+        ({"rivers": 2, "towns": 2}, 7, {"rivers": 4, "towns": 2}),
+    ],
+)
+def test_what_a_category_cannot_fill_goes_to_another_and_what_none_can_is_told(
+    answers: dict[str, int], asked: int, expected: dict[str, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    some = [
+        {"kind": kind, "q": f"{kind} {n // each}", "p": f"{kind} {text(n)}", "d": f"{kind}-{n // each}"}
+        for kind, each in answers.items()
+        for n in range(20)
+    ]
+    found = published(tmp_path / "build", {"train": [], "validation": [example(line, some) for line in some]})
+    with caplog.at_level(logging.WARNING):
+        facts = make(found, str(tmp_path / "set"), asked, 3, 0)
+    assert facts["categories"] == expected
+    assert (facts["asked"], facts["pairs"]) == (asked, sum(expected.values()))
+    assert ("6 pairs are drawn, and --pairs is 7" in caplog.text) == (asked == 7)
 
 
 def test_the_order_of_pairs_tells_nothing_of_where_they_are_from(drawn: Path) -> None:

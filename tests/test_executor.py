@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datakit.errors import BuildError, UserError
+from datakit.errors import BuildError, MissingExtra, UserError
 from datakit.executor import make
 from datakit.executor.local import LocalExecutor
 
@@ -26,6 +26,10 @@ def fail_at_three(number: int) -> int:
     if number == 3:
         raise UserError("three is not allowed")
     return number
+
+
+def lack(number: int) -> int:
+    raise MissingExtra("The quality model", "fasttext-community", "quality")
 
 
 def die(number: int) -> int:
@@ -51,6 +55,8 @@ def test_an_error_in_a_worker_arrives_as_it_was(workers: int) -> None:
     try:
         with pytest.raises(UserError, match="three is not allowed"):
             list(executor.map(fail_at_three, range(6)))
+        with pytest.raises(MissingExtra, match=r"The quality model needs .* 'fasttext-community'.* 'datakit\[quality\]'"):
+            list(executor.map(lack, [1]))
         assert list(executor.map(slow_when_small, [5])) == [25]
     finally:
         executor.close()

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from duplicated import changed, sentence
+from duplicated import changed, sentence, tables
+from duplicated import row as pair
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from stepping import read, run_step
+from stepping import read, rows_step, run_step
 
 from datakit.pipeline import plan
-from datakit.recipe import Recipe
+from datakit.recipe import Recipe, Split
+from datakit.schema import text_id
+from datakit.split import split_step
 from datakit.step import Output
 
 # An example takes half a second and more: the smallest one that fails would take minutes to find.
@@ -142,13 +145,35 @@ def test_without_validation_a_class_is_one_ring(tmp_path: Path) -> None:
         assert place == start
 
 
-def test_workers_change_no_row(tmp_path: Path) -> None:
+def test_workers_change_no_byte(tmp_path: Path) -> None:
     found = []
     for workers in (1, 2):
         root = tmp_path / str(workers)
         root.mkdir()
         write(root, seed=4, classes=3, each=40, alike=0.3)
         output = split(recipe(root, 0.3), workers)
-        parts = [read(output.part(part)).to_pylist() for part in ("train", "validation")]
-        found.append([*parts, read(output.rejected).to_pylist()])
+        paths = [*output.part("train"), *output.part("validation"), *output.rejected]
+        found.append([Path(path).read_bytes() for path in paths])
     assert found[0] == found[1]
+
+
+def test_many_rows_of_exemplars_that_are_rejected_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As where something has changed the texts after they were paired."""
+    draw = random.Random(5)
+    words = [" ".join(sentence(draw, 12)) for _ in range(60)]
+    records = []
+    for number in range(60):
+        texts = [words[(number + each) % 60] for each in (2, 3, 4)]
+        negatives = [{"id": text_id(text), "text": text, "miner": "m", "score": None, "difficulty": None} for text in texts]
+        after = words[(number + 1) % 60]
+        records.append(pair(words[number], after, number=number, source="s", in_batch_negatives=False, negatives=negatives))
+    step = split_step(Split(validation=0.5), 0, (rows_step(tables(records, 1)),), [("a", "s")])
+    with caplog.at_level("WARNING"):
+        output = run_step(step, str(tmp_path))
+    rejected = output.report.counts.rejected["positive_on_other_side"]
+    assert rejected > 10
+    assert f"split: {rejected} of 60 rows of exemplars are rejected" in caplog.text
+    assert output.report.notes["exemplars"] == {"rows": 60, "apart": rejected}
+    kept = [*rows(output, "train"), *rows(output, "validation")]
+    lost = sum(3 - len(each["negatives"] or []) for each in kept)
+    assert output.report.notes["negatives_on_other_side"] == lost > 0, "a rejected row has all of them"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 from publishing import CATEGORIES, Settings, small_build
 
+from datakit import storage
 from datakit.errors import UserError
 from datakit.explain import explain
+from datakit.negatives.relabel import TEMPLATE
 from datakit.opened import Build, open_build
+from datakit.schema import digest, rows
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,21 @@ def test_a_kept_row_tells_its_texts_its_origin_and_its_way(build: Build) -> None
     assert [passed.step for passed in story.passed] == ["filter-0-length", "dedup-0-minhash", "split", "mix"]
     assert story.passed[2].said == "passed; to train"
     assert story.passed[0].said.endswith("rows of this category")
+
+
+def test_a_row_that_relabelling_made_has_passed_what_comes_after_it(build: Build, tmp_path: Path) -> None:
+    parent = build.train.head(1).collect().row(0, named=True)
+    origin = {**parent["provenance"], "template": TEMPLATE, "parents": [parent["row_id"]]}
+    path = str(shutil.copytree(build.path, tmp_path / "build"))
+    name = build.files("train")[0]
+    made = rows([{**parent, "row_id": digest("made"), "provenance": origin}])
+    storage.write_table(str(Path(path, Path(name).relative_to(build.path))), made)
+    steps = list(build.manifest.steps)
+    place = next(number for number, step in enumerate(steps) if step.name == "mix")
+    steps.insert(place, steps[place].model_copy(update={"name": "relabel"}))
+    story = explain(Build(path, build.manifest.model_copy(update={"steps": steps})), digest("made"))
+    assert [passed.step for passed in story.passed] == ["relabel", "mix"]
+    assert story.passed[0].said == f"made it of a negative of {parent['row_id']}, which passed the steps before"
 
 
 def test_a_filtered_row_tells_value_and_threshold(build: Build) -> None:

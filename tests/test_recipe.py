@@ -60,6 +60,10 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("seed: 1e30\n", "seed: found '1e+30'; allowed: a smaller whole number"),
         ("cache: {a: ${HERE}/b}\n", "Put what has a ${VARIABLE} into quotes"),
         ("seed: [1\n", "is not valid YAML"),
+        ("seed: 1\rseeds: 2\rseeds: [1\r", "/mixture.yaml:12:1: this is not valid YAML"),
+        ("name: 'a\u2028b'\nseed: [1", "is not valid YAML"),
+        ("# \x85# \u2029cache: {a: ${HERE}/b}", "Put what has a ${VARIABLE} into quotes"),
+        ("  a: {sources: {type: files}}\n", "a.sources: found a mapping; allowed: a valid list, or public"),
         ("seed: !!python/object/apply:os.system [ls]\n", "is not valid YAML"),
     ],
 )  # fmt: skip
@@ -153,6 +157,47 @@ def test_where_and_how_fast_a_request_is_sent_does_not_decide_its_answer() -> No
     far = OpenAIEngine(type="openai", model="m", base_url="http://b", concurrency=9, timeout=9, attempts=9)
     assert deciding(near) == deciding(far)
     assert deciding(near) != deciding(far.model_copy(update={"temperature": 0.1}))
+
+
+SERVER = "type: openai, model: m, base_url"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://h/v1?key=hush", "found a query ('?') in an address, which would be published with the recipe; allowed: the address"),
+        ("https://me:hush@h/v1", "found a user or a password ('@') in an address, which would be published"),
+        ("https://me:hush@h:port/v1", "found a user or a password ('@')"),
+        ("ftp://h/v1", "found 'ftp://h/v1'; allowed: an address such as http://127.0.0.1:8000/v1"),
+        ("h:8000/v1", "allowed: an address such as"),
+        ("http://h:port/v1", "allowed: an address such as"),
+        ("http:///v1", "allowed: an address such as"),
+        ("http://h/v1#a", "allowed: an address such as"),
+        ("http://h/a b", "allowed: an address such as"),
+    ],
+)  # fmt: skip
+def test_a_base_url_is_an_address_and_holds_no_secret(tmp_path: Path, url: str, said: str) -> None:
+    text = refusal(tmp_path, f"{GOOD}engines:\n  llm: {{{SERVER}: '{url}'}}\n")
+    assert said in text
+    assert text.startswith("/mixture.yaml:10: engines.llm.base_url: ")
+    assert "hush" not in text
+    for sound in ("https://gateway.example/@team/v1", "http://[::1]:8000/v1", "http://localhost:1"):
+        load(tmp_path, f"{GOOD}engines:\n  llm: {{{SERVER}: '{sound}'}}\n")
+
+
+def test_two_servers_that_would_be_taken_for_one_are_refused(tmp_path: Path) -> None:
+    def engines(*options: str) -> str:
+        return GOOD + "engines:\n" + "".join(f"  e{number}: {{{SERVER}: {each}}}\n" for number, each in enumerate(options))
+
+    text = refusal(tmp_path, engines("http://a/v1", "http://c/v1, top_p: 0.5", "http://b/v1, concurrency: 3"))
+    assert text.startswith("/mixture.yaml:9: engines: 'e0' and 'e2' differ in nothing but 'base_url'")
+    assert "Give each a 'revision' of its own" in text
+    for told_apart in (
+        ("http://a/v1, revision: here", "http://b/v1, revision: there"),
+        ("http://a/v1", "http://b/v1, temperature: 0"),
+        ("http://a/v1", "http://a/v1/, concurrency: 3"),
+    ):
+        assert len(load(tmp_path, engines(*told_apart)).engines) == 2
 
 
 def test_the_schema_in_mixtures_is_the_one_that_the_code_has() -> None:

@@ -41,6 +41,17 @@ def test_a_path_through_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path / "file" / "a"), b"x")
 
 
+def test_a_folder_in_the_place_of_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "rows.parquet"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"rows\.parquet' cannot be written: it is a folder"):
+        storage.write_bytes(str(folder), b"x")
+    assert os.listdir(tmp_path) == ["rows.parquet"]
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"--output is '.*rows\.parquet', which is a folder"):
+            storage.check_output(str(folder), [".parquet"], force)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a place where nobody can make a folder")
 def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its folder is not there, and cannot be made"):

@@ -88,7 +88,8 @@ def written(output: str) -> Iterator[str]:
     Raises check_new's errors, and those of `failure`.
     """
     check_new(output)
-    scratch = f"{os.path.normpath(output)}.tmp"
+    # What a kill left there is removed: so it has a name that no folder of a person has.
+    scratch = f"{os.path.normpath(output)}.trainer.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         yield scratch

@@ -209,7 +209,7 @@ def rotate(
         typer.Option("--dimension", help="To learn for; may be repeated. Default: those that the model was trained at."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Training rows whose texts are used, at most.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Decides the batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides the batches.")] = 0,
 ) -> None:
     """Rotate the vectors of a model so that their first dimensions say more. Whole vectors stay as alike as they were."""
     from datakit.opened import open_build

@@ -364,6 +364,11 @@ class Config(Model):
                 f"stage '{first.name}' is the first one: its consolidation needs `build`, the rows that the base was trained on"
             )
         for stage in self.stages:
+            if stage.training.parallel == "fsdp" and self.model.embeddings == "sparse":
+                raise ValueError(
+                    f"stage '{stage.name}': training.parallel is fsdp, which cannot divide model.embeddings: sparse; "
+                    "allowed with it: trained, frozen"
+                )
             length = stage.data.max_length
             if length is not None and length > self.model.max_length:
                 raise ValueError(

@@ -132,6 +132,7 @@ class TrainingRows:
             queries.append(keys(block.column("query_id"), block.column("query")))
             positives.append(keys(block.column("positive_id"), block.column("positive")))
             graded.append(has_score(block))
+            check_scores(block, build, stage)
             group = pc.coalesce(block.column("batch_group"), block.column("category")).to_pylist()
             triples = zip(group, graded[-1].tolist(), names_of(block, stage.objectives), strict=True)
             groups.append(np.array([names.setdefault(each, len(names)) for each in triples], np.int32))
@@ -257,6 +258,18 @@ class TrainingRows:
         ordered = sorted(counted, key=lambda key: (-counted[key], key))
         by_category = {category: query for category, query, _ in reversed(ordered)}
         return {**dict(sorted(by_category.items())), "query": ordered[0][1], "document": ordered[0][2]}
+
+
+def check_scores(block: pa.RecordBatch, build: Build, stage: Stage) -> None:
+    """Raises UserError where a score cannot be a cosine, and the loss of the stage takes it for one."""
+    if stage.loss.similarity is None or stage.loss.similarity.kind != "mse":
+        return
+    least, most = pc.min_max(block.column("score")).values()
+    if least.is_valid and not (least.as_py() >= -1 and most.as_py() <= 1):
+        raise UserError(
+            f"Stage '{stage.name}': '{build.path}' has scores such as {least.as_py():g} and {most.as_py():g}; loss.similarity "
+            "of kind mse compares them with cosines; allowed: -1 to 1. Scale them, or take kind: cosent, which needs their order."
+        )
 
 
 def no_rows(build: Build, stage: Stage) -> UserError:

@@ -105,15 +105,13 @@ def spread(encoder: Encoder, parallel: Literal["ddp", "fsdp"]) -> None:
     """From here on the encoder computes its share of the texts, and all processes must call it together.
 
     With `fsdp`, parameters, gradients and the optimizer's state are divided among the processes, by layer (FSDP2; Zhao et al.
-    2023, arXiv 2304.11277). Raises UserError for sparse embeddings, which FSDP2 does not have.
+    2023, arXiv 2304.11277). It has no sparse gradients, and Config allows none with it.
     """
     if world() == 1:
         return
     encoder.share = rank(), world()
     if parallel == "ddp":
         return
-    if encoder.config.embeddings == "sparse":
-        raise UserError("training.parallel: fsdp cannot divide model.embeddings: sparse; allowed with it: trained, frozen.")
     encoder.base.get_input_embeddings().sparse = False
     for module in [*(encoder.layers or []), encoder.base]:
         # Also the root: between two calls all parameters are divided, wherever they are asked for.

@@ -19,14 +19,15 @@ from trainer import loop, stages
 from trainer.batch import Batch, pairs
 from trainer.config import Config, Stage
 from trainer.data import TrainingRows
-from trainer.evaluation import retrieval
-from trainer.run import stage_builds, stage_seed
+from trainer.evaluation import objectives, retrieval
+from trainer.run import check_names, stage_builds, stage_seed
 from trainer.teacher import DOCUMENT, QUERY, Teacher, hashes, item_keys
 
 
 def check(config: Config, build: Build | None, only: str | None) -> Iterator[str]:
     """A line for each thing that was looked at. Raises UserError for what a run would be refused for."""
     chosen = config.stages if only is None else [stages.last_stage(config, only)]
+    check_names(config)
     yield f"{config.name}: {len(config.stages)} stages, {', '.join(stage.name for stage in config.stages)}"
     here = there(config.model.base, "The base")
     for stage in chosen:
@@ -38,8 +39,14 @@ def check(config: Config, build: Build | None, only: str | None) -> Iterator[str
         yield f"The base '{config.model.base}' is no folder here: nothing was tried with it, nor asked of the hub or its cache."
     own = {stage.name: open_build(stage.data.build) for stage in config.stages if stage.data.build}
     builds = own if build is None else stage_builds(config, build)
+    if build is not None:
+        task = retrieval.load_task(build, config.evaluation.queries, config.evaluation.documents)
+        measured = objectives.load(build, config)
+        more = f"; objectives: {', '.join(measured)}" if measured else ""
+        yield f"measured on {len(task.queries):,} queries and {len(task.documents):,} documents{more}"
     for stage in chosen:
         yield f"{stage.name}: {said(stage)}"
+        stages.look_through_earlier(stage)
         if here:
             encoder = stages.prepared(config, stage)
             stages.matryoshka_dimensions(config, encoder)
@@ -54,8 +61,8 @@ def check(config: Config, build: Build | None, only: str | None) -> Iterator[str
                 size = f"{len(rows):,} rows in {len(rows.groups)} groups, {rows.batches_per_epoch:,} batches an epoch"
                 yield f"{stage.name}: {size}"
                 continue
-            task = retrieval.Task([], [], [], [], [], 0, None)
-            job = loop.Job(config, stage, folder, encoder, rows, None, task, [])
+            none = retrieval.Task([], [], [], [], [], 0, None)
+            job = loop.Job(config, stage, folder, encoder, rows, None, none, [])
             yield f"{stage.name}: {stages.size(job)}"
             yield f"{stage.name}: {tried(job)}"
 

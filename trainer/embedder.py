@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ class Embedder:
 
     def __init__(self, model: Any, dimensions: Sequence[int], heads: Mapping[str, Any] | None = None) -> None:
         self.model = model  # a SentenceTransformer
-        self.dimensions = list(dimensions)  # that were trained, widest first
+        self.dimensions = list(dimensions)  # that were trained, widest first; none where merged models share none
         self.heads = dict(heads or {})  # by objective, where some were trained
 
     @classmethod
@@ -28,8 +29,9 @@ class Embedder:
         from trainer.evaluation.retrieval import load
         from trainer.export import TRAINED, trained
 
-        if not (dimensions := trained(path)):
+        if not os.path.isfile(os.path.join(path, TRAINED)):
             raise UserError(f"'{path}' is no model that trainer exported: it has no {TRAINED}. Give models/NAME/latest/model.")
+        dimensions = trained(path)
         return cls(load(path), dimensions, heads.load(path))
 
     def encode(
@@ -52,11 +54,11 @@ class Embedder:
         if isinstance(texts, str):
             vector: np.ndarray = self.encode([texts], dim, kind, prompt, head)[0]
             return vector
-        width = int(self.model.get_embedding_dimension())
+        width, known = int(self.model.get_embedding_dimension()), ", ".join(map(str, self.dimensions)) or "none"
         if dim is not None and not 1 <= dim <= width:
-            raise UserError(f"dim is {dim}; allowed: 1 to {width}, of which {', '.join(map(str, self.dimensions))} were trained.")
+            raise UserError(f"dim is {dim}; allowed: 1 to {width}, of which {known} were trained.")
         if dim is not None and dim not in self.dimensions:
-            log.warning("Dimension %d was not trained; those that were: %s.", dim, ", ".join(map(str, self.dimensions)))
+            log.warning("Dimension %d was not trained; those that were: %s.", dim, known)
         if head is not None and head not in self.heads:
             raise UserError(f"There is no head '{head}'; the model has: {', '.join(self.heads) or 'none'}.")
         chosen = self.model.prompts.get(kind) if prompt is None else prompt

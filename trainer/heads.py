@@ -51,7 +51,7 @@ def attach(encoder: Encoder, config: Config) -> None:
         return
     whole = sum(parameter.numel() for parameter in encoder.parameters())
     for name in config.objectives:
-        if hasattr(nn.ModuleDict, name):
+        if hasattr(nn.ModuleDict(), name):  # some are attributes of the instance alone
             raise UserError(f"model.heads: an objective cannot be named '{name}', which torch uses itself. Rename it.")
         seed = int(digest("head", str(config.seed), name)[:15], 16)
         head = Head(encoder.dimension, (heads.width or WIDTH) if heads.layers == 2 else None, seed)

@@ -49,7 +49,21 @@ class Run:
 
 def attempt_name(stage: Stage, number: int) -> str:
     """The folder of a stage's first, second, ... attempt (number from 1)."""
-    return stage.name if number == 1 else f"{stage.name}-{number}"
+    return _attempt_names(stage.name, number)[-1]
+
+
+def _attempt_names(name: str, count: int) -> list[str]:
+    """The folders of the first `count` attempts at a stage."""
+    return [name, *(f"{name}-{number}" for number in range(2, count + 1))]
+
+
+def check_names(config: Config) -> None:
+    """Raises UserError where two things of a run would have one name."""
+    names = [
+        name for stage in config.stages for name in _attempt_names(stage.name, 1 + (stage.gate.repeats if stage.gate else 0))
+    ]
+    if taken := sorted(name for name in {*names} if name in _OURS or names.count(name) > 1):
+        raise UserError(f"Two things of the run would have the name '{taken[0]}'. Give the stage of that name another one.")
 
 
 def stage_seed(config: Config, stage: Stage) -> int:
@@ -68,13 +82,10 @@ def open_run(config: Config, build: Build, output: str | None) -> Run:
     Writes nothing (see claim). A stage that has not begun may still be changed. Raises UserError where `output` holds something
     else.
     """
-    names = [
-        attempt_name(stage, 1 + each) for stage in config.stages for each in range(1 + (stage.gate.repeats if stage.gate else 0))
-    ]
-    if taken := sorted(name for name in {*names} if name in _OURS or names.count(name) > 1):
-        raise UserError(f"Two things of the run would have the name '{taken[0]}'. Give the stage of that name another one.")
+    check_names(config)
     builds = stage_builds(config, build)
-    identity = _identity(config, build, builds)
+    began = told(os.path.join(os.path.expanduser(output), "run.json")) if output else None
+    identity = _identity(config, build, builds, began)
     version = digest(json.dumps(identity, sort_keys=True))[:16]
     identity["processes"] = distributed.world()  # told, and no reason to refuse: they change the last bits only
     folder = os.path.expanduser(output or os.path.join(config.output, config.name, version))
@@ -86,10 +97,12 @@ def open_run(config: Config, build: Build, output: str | None) -> Run:
         if differences:
             raise UserError(
                 f"'{folder}' holds a run that differs in: {', '.join(differences)}. "
-                "Choose another --output, or move that folder away (of a stage: its folder and those of the stages after it)."
+                "Choose another --output, or move that folder away (of a stage: its folder, those of its repeats, and those of "
+                "the stages after it)."
             )
     elif os.path.isdir(folder) and os.listdir(folder):
         raise UserError(f"The output '{folder}' is not empty and holds no run. Choose another --output.")
+    check_link(os.path.join(folder, "model"), "the newest model")
     return Run(config, build, builds, folder, version, identity, newest=output is None)
 
 
@@ -119,13 +132,16 @@ def claim(run: Run) -> None:
         point(os.path.join(os.path.dirname(run.folder), "latest"), run.version)
 
 
-def _identity(config: Config, build: Build, builds: dict[str, Build]) -> dict[str, Any]:
-    """What decides the weights, as JSON."""
-    whole = deciding(config)
+def _identity(config: Config, build: Build, builds: dict[str, Build], began: dict[str, Any] | None) -> dict[str, Any]:
+    """What decides the weights, as JSON. `began` is that of the run as it began."""
+    whole, before = deciding(config), {} if began is None else began["stages"]
     stages = {each["name"]: {**each, "build": builds[each["name"]].version} for each in whole.pop("stages")}
     for stage in config.stages:
         if stage.loss.distillation is not None:
-            stages[stage.name]["files of the teacher"] = _digest(stage.loss.distillation.teacher)
+            name = stage.loss.distillation.teacher
+            # A stage that is done needs it no more, and may outlive its files; teacher.load tells where another one needs it.
+            known = None if os.path.exists(locate(name)) else before.get(stage.name, {}).get("files of the teacher")
+            stages[stage.name]["files of the teacher"] = known or _digest(name)
         if stage.consolidation is not None and stage.consolidation.build is not None:
             stages[stage.name]["build of consolidation"] = open_build(stage.consolidation.build).version
     # All dimensions and objectives are measured before and after each stage.
@@ -142,9 +158,20 @@ def _identity(config: Config, build: Build, builds: dict[str, Build]) -> dict[st
 
 
 def _begun(identity: dict[str, Any], folder: str) -> dict[str, Any]:
-    """An identity without the stages that have not begun in a folder, and without the number of processes."""
-    order = [name for name in identity["order of stages"] if os.path.isdir(os.path.join(folder, name))]
-    changed = {"order of stages": order, "stages": {name: identity["stages"][name] for name in order}, "processes": None}
+    """An identity without the stages that have not begun in a folder, and without the number of processes.
+
+    A stage whose folder was moved away has begun where a repeat of it was left, or a later stage, which began with its weights.
+    """
+    stages, order = identity["stages"], identity["order of stages"]
+    begun = [
+        any(
+            os.path.isdir(os.path.join(folder, each))
+            for each in _attempt_names(name, 1 + (stages[name].get("gate") or {}).get("repeats", 0))
+        )
+        for name in order
+    ]
+    order = [name for place, name in enumerate(order) if any(begun[place:])]
+    changed = {"order of stages": order, "stages": {name: stages[name] for name in order}, "processes": None}
     return identity | changed
 
 
@@ -161,12 +188,17 @@ def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
     return [] if found == wanted else [place.removeprefix("config.")]
 
 
+def check_link(link: str, target: str) -> None:
+    """Raises UserError where a link to `target`, in words, cannot be made, as a folder is there."""
+    if os.path.isdir(link) and not os.path.islink(link):
+        raise UserError(f"'{link}' is a folder, and a link to {target} is to stand there. Move it away.")
+
+
 def point(link: str, target: str) -> None:
     """Makes `link` a symlink to `target` in one go."""
     if os.path.islink(link) and os.readlink(link) == target:
         return
-    if os.path.isdir(link) and not os.path.islink(link):
-        raise UserError(f"'{link}' is a folder, and a link to '{target}' is to stand there. Move it away.")
+    check_link(link, f"'{target}'")
     scratch = f"{link}.{os.getpid()}.tmp"
     os.symlink(target, scratch)
     os.replace(scratch, link)

@@ -22,7 +22,7 @@ from trainer.export import export
 from trainer.freezing import freeze
 from trainer.heads import attach
 from trainer.model import Encoder, load_encoder
-from trainer.objectives import check, names_of
+from trainer.objectives import check, names_of, those_of
 from trainer.outcome import Decision, Outcome, baseline, best, decide, metrics_of, of_stage, publish
 from trainer.report import Metrics, StageMetrics
 from trainer.run import Run, attempt_name, claim, claimed, open_run, stage_seed
@@ -65,7 +65,7 @@ def do(config: Config, build: Build, output: str | None, console: Console, only:
             raise BuildError(stopped(run, stage, previous))
         start = checkpoint.place(run.path(folder, "checkpoints"), previous.taken)
         # What a stop kept from being published is published with the stage that follows, or by the next command.
-        if fresh or (stage is last and not any(finished(run, each) for each in later)):
+        if fresh or (stage is last and not any(os.path.isdir(run.path(each.name)) for each in later)):
             publish(run, metrics_of(run, done), os.path.join(folder, "model"))
     return run, metrics_of(run, done)
 
@@ -82,7 +82,7 @@ def finished(run: Run, stage: Stage) -> bool:
     """Whether a stage is done and was passed."""
     repeats = stage.gate.repeats if stage.gate else 0
     paths = [run.path(attempt_name(stage, number), "metrics.json") for number in range(1, repeats + 2)]
-    # A repeat without the attempts before it, which somebody has moved away, is of another run.
+    # A repeat says nothing without the attempts before it, which somebody has moved away.
     found = [Outcome.model_validate(storage.read_json(path)) for path in takewhile(os.path.isfile, paths)]
     return bool(found) and decide(stage.gate, found) == "go on"
 
@@ -146,26 +146,37 @@ def attempt(run: Run, stage: Stage, number: int, start: Path | None, previous: O
     return outcome
 
 
-def preflight(run: Run, begins: Stage) -> None:
+def preflight(run: Run, begins: Stage | None = None) -> None:
     """Tries what other stages than `begins` need, so that a mistake in the last one is told before the first one is trained."""
     for stage in run.config.stages:
-        look_through(run.builds[stage.name], stage, graded=stage.loss.similarity is not None)
+        look_through(run.builds[stage.name], stage)
         if stage.loss.distillation is not None:
             teacher.load(stage.loss.distillation)
-        if stage.consolidation is not None and stage.consolidation.build is not None:
-            look_through(open_build(stage.consolidation.build), stage, graded=False)
+        look_through_earlier(stage)
         if stage is not begins:
             prepared(run.config, stage)
     for name in run.config.evaluation.encoders:
         retrieval.load(name)
 
 
-def look_through(build: Build, stage: Stage, graded: bool) -> None:
-    """Raises UserError where a build has no row that a stage can use, or none of an objective."""
-    blocks = usable_blocks(part_files(build, "train"), graded)
-    if stage.objectives:
-        check(stage, build, {name for block in blocks for name in names_of(block, stage.objectives)})
-    elif not any(block.num_rows for block in blocks):
+def look_through_earlier(stage: Stage) -> None:
+    """look_through of the build that a stage's consolidation names, where it does. Graded rows have no part in it."""
+    if stage.consolidation is not None and stage.consolidation.build is not None:
+        look_through(open_build(stage.consolidation.build), stage, ungraded=True)
+
+
+def look_through(build: Build, stage: Stage, ungraded: bool = False) -> None:
+    """Raises UserError where a build has no row that a stage can use, or none of an objective.
+
+    With `ungraded`, rows without a score are needed.
+    """
+    found, count = set[str](), 0
+    for block in usable_blocks(part_files(build, "train"), stage.loss.similarity is not None):
+        own = those_of(block, stage.objectives)
+        found.update(names_of(own, stage.objectives))
+        count += own.column("score").null_count if ungraded else own.num_rows
+    check(stage, build, found)
+    if not count:
         raise no_rows(build, stage)
 
 

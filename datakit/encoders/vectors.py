@@ -77,8 +77,8 @@ def lookup(output: Output, role: Role, ids: Sequence[str] | Array) -> Array:
     if not len(wanted):
         return found
     known = load_array(_index(output, f"{role}-ids.npy"))
-    at = np.searchsorted(known, wanted)
-    missing = (at == len(known)) | (known[np.minimum(at, len(known) - 1)] != wanted) if len(known) else np.ones(len(wanted), bool)
+    at, there = _find(known, wanted)
+    missing = ~there
     if missing.any():
         raise BuildError(
             f"The step '{output.report.name}' has no vector for the {role} '{unpack(wanted[missing][:1])[0]}' "
@@ -94,8 +94,14 @@ def lookup(output: Output, role: Role, ids: Sequence[str] | Array) -> Array:
 
 def holds(output: Output, role: Role, ids: Sequence[str]) -> Array:
     """Whether the embed step has a vector for each of some texts: bool, (n)."""
-    known = load_array(_index(output, f"{role}-ids.npy"))
-    return np.isin(pack(ids), known) if len(ids) else np.zeros(0, bool)
+    return _find(load_array(_index(output, f"{role}-ids.npy")), pack(ids))[1]
+
+
+def _find(known: Array, wanted: Array) -> tuple[Array, Array]:
+    """Where each of some ids is among those known, which ascend, and whether it is there. Nothing is copied: they may be many."""
+    at = np.searchsorted(known, wanted)
+    there = known[np.minimum(at, len(known) - 1)] == wanted if len(known) else np.zeros(len(wanted), bool)
+    return at, there
 
 
 def lookup_any(outputs: Sequence[Output], role: Role, ids: Sequence[str]) -> Array:

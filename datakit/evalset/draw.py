@@ -11,6 +11,7 @@ The folder is there whole, or not at all.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -28,6 +29,8 @@ from datakit.negatives.lists import SOURCE
 from datakit.opened import Build
 from datakit.schema import digest
 from datakit.synthesis.allocation import allocate
+
+log = logging.getLogger(__name__)
 
 # Why a validation row is not in the set.
 NO_RETRIEVAL = "no_retrieval"  # its positive is a class, or it has a graded score
@@ -48,8 +51,9 @@ def make(build: Build, folder: str, pairs: int, negatives: int, seed: int, unver
     """Writes `pairs` queries and positives with up to `negatives` hard negatives of each query; returns what evalset.json says.
 
     Each category has its share of the rows that can be taken. A query comes with all its positives, so that none of them counts
-    as a wrong answer; where these do not fit into what is left, another query is drawn. Raises a UserError where nothing is
-    held out, where the negatives were not screened and judged (unless `unverified`), and where there are too few rows.
+    as a wrong answer; where these do not fit into what is left, another query is drawn, and where none fits, of another category.
+    Where none of any fits, there are fewer pairs than were asked for (`asked`), and the log says so. Raises a UserError where
+    nothing is held out, where the negatives were not screened and judged (unless `unverified`), and where there are too few rows.
     """
     if os.path.lexists(folder):
         raise UserError(f"'{folder}' is there already, and labels may be in it. Give another folder.")
@@ -87,6 +91,10 @@ def make(build: Build, folder: str, pairs: int, negatives: int, seed: int, unver
     drawn = kept.filter(pl.col("query_id").is_in(_drawn(kept, pairs, seed)))
     hard = hard.filter(pl.col("query_id").is_in(drawn.get_column("query_id").implode()))
     left_out[NOT_DRAWN] = kept.height - drawn.height
+    if drawn.height < pairs:
+        log.warning(
+            "%d pairs are drawn, and --pairs is %d: the queries that are left have more positives than fit.", drawn.height, pairs
+        )
     facts = {
         "schema": 1,
         "build": {"name": build.name, "version": build.version},
@@ -94,6 +102,7 @@ def make(build: Build, folder: str, pairs: int, negatives: int, seed: int, unver
         "verified": screened,
         "queries": drawn.get_column("query_id").n_unique(),
         "pairs": drawn.height,
+        "asked": pairs,
         "hard_negatives": hard.height,
         "categories": dict(sorted(Counter(drawn.get_column("category").to_list()).items())),
         "miners": dict(sorted(Counter(hard.get_column("miner").to_list()).items())),
@@ -101,6 +110,7 @@ def make(build: Build, folder: str, pairs: int, negatives: int, seed: int, unver
             name: [source.model_dump() for source in build.manifest.categories[name].sources]
             for name in sorted(set(drawn.get_column("category").to_list()))
         },
+        "corpus": [source.model_dump() for source in build.manifest.corpus],
         "left_out": {"rows": {reason: count for reason, count in sorted(left_out.items()) if count}, "negatives": dropped},
     }
     _write(folder, drawn, hard, seed, facts)
@@ -154,19 +164,25 @@ def _hard_negatives(
 
 
 def _drawn(kept: pl.DataFrame, pairs: int, seed: int) -> list[str]:
-    """The queries to take. A query of several categories counts in the first of them by name."""
+    """The queries to take. A query of several categories counts in the first of them by name.
+
+    What a category cannot fill goes to the next one, and what the last one leaves to any that has a query of that size.
+    """
     queries: dict[str, dict[str, int]] = {}
     grouped = kept.group_by("query_id").agg(pl.col("category").min(), pl.len())
     for query, category, count in grouped.sort("query_id").iter_rows():
         queries.setdefault(category, {})[query] = count
     names = sorted(queries)
     sizes = [sum(queries[name].values()) for name in names]
-    taken = []
-    for name, quota in zip(names, allocate(pairs, [Fraction(size) for size in sizes], sizes, [0] * len(sizes)), strict=True):
+    quotas = allocate(pairs, [Fraction(size) for size in sizes], sizes, [0] * len(sizes))
+    taken: list[str] = []
+    left = 0
+    for name, quota in [*zip(names, quotas, strict=True), *((name, 0) for name in names)]:
+        left += quota
         for query in sorted(queries[name], key=lambda query: digest("evalset", str(seed), query)):
-            if queries[name][query] <= quota:
+            if queries[name][query] <= left:
                 taken.append(query)
-                quota -= queries[name][query]
+                left -= queries[name].pop(query)
     return taken
 
 

@@ -30,8 +30,9 @@ from datakit.step import Output, Step, Work, count_categories, is_cached, load, 
 from datakit.synthesis import budget as budgets
 from datakit.synthesis import request_cache
 from datakit.synthesis.desk import Asking, StepDesk, spent_on
-from datakit.synthesis.engines import Batch, Engine, engine_packages
+from datakit.synthesis.engines import REFUSED, Answer, Batch, Engine, engine_packages
 from datakit.synthesis.injection import find
+from datakit.synthesis.parsing import REQUEST_REFUSED
 from datakit.synthesis.request_cache import RequestCache
 from datakit.synthesis.wishes import structured
 
@@ -42,7 +43,7 @@ JUDGED_POOR = "judged_poor"
 # A text of the row speaks to the model that reads it. Nobody is asked about such a row, whose score would be its own.
 JUDGE_INJECTION = "judge_injection"
 JUDGE_UNPARSABLE = "judge_unparsable"
-REASONS = (JUDGED_IRRELEVANT, JUDGED_POOR, JUDGE_INJECTION, JUDGE_UNPARSABLE)
+REASONS = (JUDGED_IRRELEVANT, JUDGED_POOR, JUDGE_INJECTION, JUDGE_UNPARSABLE, REQUEST_REFUSED)
 
 FILE = "judged.parquet"
 
@@ -146,8 +147,9 @@ class _Asks:
         asked, batches = _requests(table, self.parameters, self.engine)
         answers = self.desk.answers(self.engine, batches)
         keys = {request.number: request.key for batch in batches for request in batch}
-        texts = [answers[keys[number]].text for number in range(len(asked.rows))]
-        said, judged = _verdicts(table, asked, texts, self.parameters.filter)
+        said, judged = _verdicts(
+            table, asked, [answers[keys[number]] for number in range(len(asked.rows))], self.parameters.filter
+        )
         table = _with_quality(table, asked.rows, judged, self.parameters.filter)
         kept, rejected = split_rejected(table, self.step, said)
         storage.write_table(storage.join(folder, FILE), judged)
@@ -227,7 +229,7 @@ def _requests(table: pa.Table, parameters: Judging, engine: Engine) -> tuple[_As
     return _Asked(rows, injected, chosen, shortened), batches
 
 
-def _verdicts(table: pa.Table, asked: _Asked, answers: Sequence[str], filter: JudgeFilter) -> tuple[pa.Table, pa.Table]:
+def _verdicts(table: pa.Table, asked: _Asked, answers: Sequence[Answer], filter: JudgeFilter) -> tuple[pa.Table, pa.Table]:
     """What is said against rows (REASONS), and the scores (JUDGED) of all rows that were asked about."""
     low = JUDGED_IRRELEVANT if filter.criterion == "relevance" else JUDGED_POOR
     said: list[dict[str, Any]] = [
@@ -235,10 +237,11 @@ def _verdicts(table: pa.Table, asked: _Asked, answers: Sequence[str], filter: Ju
     ]
     found, kept = list[float | None](), list[bool]()
     for row, answer in zip(asked.rows, answers, strict=True):
-        score = judge_prompts.score_in(answer)
+        refused = answer.finish_reason == REFUSED
+        score = None if refused else judge_prompts.score_in(answer.text)
         found.append(score)
         if score is None and filter.unparsable == "reject":
-            said.append({"row": row, "reason": JUDGE_UNPARSABLE, "detail": answer})
+            said.append({"row": row, "reason": REQUEST_REFUSED if refused else JUDGE_UNPARSABLE, "detail": answer.text})
             kept.append(False)
         elif score is not None and score < filter.min_score:
             said.append({"row": row, "reason": low, "value": score, "threshold": filter.min_score})
@@ -289,7 +292,7 @@ def _tell(name: str, notes: dict[str, Any], parameters: Judging) -> None:
     """Says what a person should not find out by accident."""
     filter = parameters.filter
     if notes["unparsable"]:
-        fate = "are kept without a score" if filter.unparsable == "keep" else f"are rejected as {JUDGE_UNPARSABLE}"
+        fate = "are kept without a score" if filter.unparsable == "keep" else "are rejected"
         log.warning(
             "%s: %d of %d answers of '%s' have no score; these rows %s.",
             name,

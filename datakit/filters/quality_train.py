@@ -247,10 +247,13 @@ def score_file(
 ) -> tuple[int, float]:
     """Writes the rows of a file with a further column `quality` as Parquet; returns their number and their mean quality.
 
-    Raises a UserError for an output that is there already (unless `force`), or whose name says another format.
+    Raises a UserError for several files, for an output that is there already (unless `force`), or whose name says another format.
     """
     storage.check_output(output, [".parquet"], force)
-    found = frame(expanded([path])[0], query, positive)
+    file, *more = expanded([path])
+    if more:
+        raise UserError(f"'{path}' names {1 + len(more)} files, and one is scored at a time. Give one of them, such as '{file}'.")
+    found = frame(file, query, positive)
     scores = score(as_rows(found), model)
     own = [name for name in found.columns if name not in ("query", "positive") or name in (query, positive)]
     table = found.select(own).with_columns(quality=pl.Series(scores, dtype=pl.Float32)).to_arrow()

@@ -71,13 +71,15 @@ def planned(parameters: MixParameters, available: Mapping[str, int]) -> Allocati
             )
     if allocation.shortfall:
         epochs = mixture.repeat_epochs if mixture.shortfall == "repeat" else mixture.max_epochs
+        # Without a total only quotas ask for more rows than there are.
+        asked, lower = ("mixture.total is", "'total'") if mixture.total else ("the mixture with its quotas is", "the quotas")
         sentence = (
-            f"mixture.total is {allocation.requested} rows, and the {sum(available.values())} training rows give "
+            f"{asked} {allocation.requested} rows, and the {sum(available.values())} training rows give "
             f"{allocation.total} at most with {epochs:g} epochs, the caps and the quotas"
         )
         if mixture.shortfall == "stop":
             raise UserError(
-                f"{sentence}. Lower 'total', raise 'max_epochs' or the caps, or set 'shortfall: renormalise' to take fewer."
+                f"{sentence}. Lower {lower}, raise 'max_epochs' or the caps, or set 'shortfall: renormalise' to take fewer."
             )
         log.warning("mix: %s; %d rows are taken.", sentence, allocation.total)
     if short := ran_out(mixture, available, allocation):

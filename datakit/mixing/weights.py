@@ -18,6 +18,10 @@ from datakit.recipe import Mixture
 
 Weights = Mapping[str, Fraction]
 
+# The least weight beside the largest, as an exponent of e. Below it a float would be 0, and nobody could say how categories share
+# what larger ones cannot give; those below it are alike.
+_LEAST = -700.0
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -55,7 +59,8 @@ def weights(counts: Mapping[str, int], temperature: float, factors: Mapping[str,
     if temperature == 1:
         plain = {name: Fraction(count, largest) for name, count in there.items()}
     else:
-        plain = {name: Fraction(math.exp((math.log(count) - math.log(largest)) / temperature)) for name, count in there.items()}
+        powers = {name: (math.log(count) - math.log(largest)) / temperature for name, count in there.items()}
+        plain = {name: Fraction(math.exp(max(power, _LEAST))) for name, power in powers.items()}
     return {name: weight * Fraction((factors or {}).get(name, 1)) for name, weight in plain.items()}
 
 

@@ -30,11 +30,12 @@ from datakit.schema import digest, text_id
 from datakit.step import Output, Step, Work
 from datakit.synthesis import budget as budgets
 from datakit.synthesis.desk import Asking, StepDesk, spent_on
-from datakit.synthesis.engines import Engine, engine_packages
+from datakit.synthesis.engines import REFUSED, Engine, engine_packages
 from datakit.synthesis.injection import detect
+from datakit.synthesis.parsing import REQUEST_REFUSED
 from datakit.synthesis.wishes import structured
 
-VERSION = 1
+VERSION = 2
 
 ADVERSARIAL = "adversarial"
 
@@ -139,7 +140,7 @@ class _Pairs:
         table = storage.read_table(shard, columns=[*_PAIRS, "label", "in_batch_negatives"])
         frame = pl.DataFrame(table.select(_PAIRS)).filter(~pl.Series(positive_is_label(table)))
         frame = frame.drop_nulls(["query_id", "positive_id", "query", "positive"])
-        frame = frame.unique(["query_id", "positive_id"]).sort("query_id", "positive_id")
+        frame = frame.unique(["query_id", "positive_id", "instruction"]).sort("query_id", "positive_id", "instruction")
         limit, seed = self.parameters.miner.share * 2**64, str(self.parameters.seed)
         drawn = [int(digest(ADVERSARIAL, seed, each, size=8), 16) < limit for each in frame.get_column("query_id")]
         frame = frame.filter(pl.Series(drawn, dtype=pl.Boolean))
@@ -190,7 +191,10 @@ class _Asks:
         records, refused = [], Counter[str]()
         for place, (each, pair, prompt, number) in enumerate(asked):
             answer = answers[keys[place]]
-            text = prompt.text_in(answer.text, pair, seed, cut=answer.finish_reason == "length")
+            if answer.finish_reason == REFUSED:
+                text = Text(reason=REQUEST_REFUSED)
+            else:
+                text = prompt.text_in(answer.text, pair, seed, cut=answer.finish_reason == "length")
             if text.reason is not None:
                 refused[text.reason] += 1
             records.append(_record(each, number, prompt.kind, text, answer.text, self.model, prompt.label, keys[place]))

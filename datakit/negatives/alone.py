@@ -20,7 +20,7 @@ from datakit.encoders.embed import embed_step
 from datakit.errors import UserError
 from datakit.executor import make
 from datakit.negatives.mine import mine_step
-from datakit.negatives.outside import outside_step
+from datakit.negatives.outside import outside_step, titled
 from datakit.progress import BuildWatcher
 from datakit.recipe import AnyDedup, AnyEngine, AnyFilter, Budget, Encoder, Model, Negatives, OutsideCorpus
 from datakit.schema import content_id, digest, rows, text_id
@@ -240,10 +240,12 @@ def _judged(
     relevant = relevant.select(_query_id=pl.col(query).cast(pl.String), _text_id=pl.col(text).cast(pl.String))
     asked_by = asked.with_columns(_query_id=pl.col(_column(asked, "queries", "_id", "id", "query_id")).cast(pl.String))
     texts = documents.select(
-        _positive=pl.concat_str("title", "text", separator="\n", ignore_nulls=True),
+        _positive=titled(),
         _text_id=corpus.get_column(_column(corpus, "corpus", "_id", "id", "corpus_id")).cast(pl.String),
     )
-    found = asked_by.join(relevant, on="_query_id").join(texts, on="_text_id", maintain_order="left")
+    # The order of the rows is part of their digest.
+    found = asked_by.join(relevant, on="_query_id", maintain_order="left_right")
+    found = found.join(texts, on="_text_id", maintain_order="left_right")
     if found.is_empty():
         raise UserError("No judgement names a query and a text that are there: look at the ids of queries, corpus and qrels.")
     return found.select("_number", "_query", "_positive")

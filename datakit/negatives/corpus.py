@@ -145,16 +145,14 @@ def corpora(work: Work, kind: str, outside: Outside | None = None) -> Corpora:
 
 def _from_outside(work: Work, outside: Outside, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A corpus of the outside texts for each part, in place of those of its unlabelled categories."""
-    positives: dict[str, list[str]] = {}
     members: dict[str, list[str]] = {}
     for each in listed:
         if not each["labelled"]:
-            positives.setdefault(each["part"], []).extend(storage.join(work.folder, folder) for folder, _ in each["pieces"])
             members.setdefault(each["part"], []).extend(each["of"])
-    units = pieces_of(work, outside, positives)
+    units = pieces_of(outside, sorted(members), said_by_part(work))
     results = work.map("outside", dealt, units)
     found = []
-    for part in sorted(positives):
+    for part in sorted(members):
         pieces = [
             [f"outside/{number:05d}", result["rows"]]
             for number, (unit, result) in enumerate(zip(units, results, strict=True))
@@ -181,6 +179,22 @@ def corpora_of(folder: str) -> Corpora:
 def fold(texts: pl.Series) -> pl.Series:
     """The digest of each text as exact dedup compares it: without case, punctuation and repeated white space."""
     return pl.Series([text_id(text) for text in normalised(pa.chunked_array([texts.to_arrow()]))], dtype=pl.String)
+
+
+def said_by_part(work: Work) -> dict[str, list[str]]:
+    """Maps the rows of a step to files with what they say: `folded` of all queries and positives. The files, by part."""
+    work.map("said", _said, work.shards)
+    files: dict[str, list[str]] = {}
+    for number, shard in enumerate(work.shards):
+        files.setdefault(part_of(shard), []).append(work.files("said", number, "said.parquet"))
+    return files
+
+
+def _said(shard: str, folder: str) -> dict[str, Any]:
+    table = storage.read_table(shard, columns=["query", "positive"])
+    texts = pl.concat([pl.Series(table.column(name), dtype=pl.String) for name in ("query", "positive")]).drop_nulls().unique()
+    storage.write_table(storage.join(folder, "said.parquet"), fold(texts).unique().sort().to_frame("folded").to_arrow())
+    return {"rows": table.num_rows}
 
 
 _Sent = tuple[str, list[int], int]

@@ -69,7 +69,8 @@ def place(work: Work, corpora: Corpora, vectors: tuple[Output, ...], label: str,
     for key in sorted(searched):
         mine = [number for number, (owner, _) in enumerate(units) if owner == key]
         placed[key] = Placed(tuple(files[number] for number in mine), tuple(units[number][1].first for number in mine))
-    clustered = [key for key in sorted(searched) if clusters == "clusters" or (clusters == "auto" and searched[key].size > EXACT)]
+    smallest = {"clusters": 0, "auto": EXACT, "exact": math.inf}[clusters]
+    clustered = [key for key in sorted(searched) if searched[key].size > smallest]
     work.map(f"centres-{label}", _centres, [placed[key].vectors for key in clustered], exclusive=True)
     jobs = [
         (file, work.files(f"centres-{label}", number, "centres.npy"))
@@ -137,9 +138,14 @@ class DenseFinder:
 
 
 def search(vectors: Opened, queries: Array, miner: DenseMiner, excluded: Excluded) -> pl.DataFrame:
-    """The texts of a corpus that are nearest to queries (n, d), all of length 1: FOUND, by number, and the best first."""
-    best = Best.nothing(len(queries), min(miner.window[1], sum(len(part) for part in vectors.parts)))
-    if vectors.centres is None:
+    """The texts of a corpus that are nearest to queries (n, d), all of length 1: FOUND, by number, and the best first.
+
+    There may be clusters that another miner asked for: `search` of the miner alone says whether to go by them.
+    """
+    size = sum(len(part) for part in vectors.parts)
+    best = Best.nothing(len(queries), min(miner.window[1], size))
+    whole = miner.search == "exact" or (miner.search == "auto" and size <= EXACT)
+    if whole or vectors.centres is None:
         _search_all(vectors, queries, excluded, best)
     else:
         probed = nearby.nearest([queries], vectors.centres, miner.probes)

@@ -43,7 +43,7 @@ from datakit.recipe import (
 from datakit.recipe.negatives import AnyMiner
 from datakit.step import Output, Step, Work, count_categories, part_of, write_rows
 
-VERSION = 1
+VERSION = 2
 
 _ROW_COLUMNS = ["category", "query", "query_id", "positive", "positive_id", "document_id", "label"]
 _COLUMNS = ["row", "id", "text", "miner", "score", "difficulty"]
@@ -97,7 +97,7 @@ def mine_step(
         outside=side.index(outside) if outside is not None else None,
         written=side.index(written) if written is not None else None,
     )
-    packages = {"numpy", "polars"}
+    packages = {"numpy", "polars", "python"}
     for miner in negatives.miners:
         packages |= set(bm25.PACKAGES[miner.engine]) if isinstance(miner, Bm25Miner) else set()
     return Step("mine", VERSION, mine, parameters, inputs, side=tuple(side), packages=tuple(sorted(packages)))

@@ -1,12 +1,13 @@
 """Texts from outside as a corpus: read by sources, brought together by id, and dealt to the parts of the split.
 
-A text that is a positive belongs to the part of that row. Any other one is dealt by its digest: with the share of validation as
-chance to validation, else to training. So no text is a negative of one part and stands in a row of the other.
+A text that is a query or a positive belongs to the part of that row, and to none where rows of both say it, as the name of a
+class. Any other one is dealt by its digest: with the share of validation as chance to validation, else to training. So no text is
+a negative of one part and stands in a row of the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from datakit.recipe import Model
 from datakit.schema import digest, text_id
 from datakit.step import Output, Step, Work
 
-VERSION = 1
+VERSION = 2
 VALIDATION = "validation"
 
 # Texts of a piece, about.
@@ -35,7 +36,7 @@ class Outside:
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of outside texts for one part; `own` and `others` are folders with the positives of this part and of the others."""
+    """A piece of outside texts for one part; `own` and `others` are files with what the rows of this part and of others say."""
 
     part: str
     file: str
@@ -53,7 +54,13 @@ def outside_step(name: str, documents: tuple[Step, ...]) -> Step:
 
     It has no rows. `notes["texts"]` names files with positive_id, positive, query_id, query (null), as an embed step reads them.
     """
-    return Step(name, VERSION, _work, OutsideParameters(piece=PIECE), side=documents)
+    return Step(name, VERSION, _work, OutsideParameters(piece=PIECE), side=documents, packages=("polars",))
+
+
+def titled() -> pl.Expr:
+    """A text below its title: one of `title` and `text` alone where the other is null or blank."""
+    parts = [pl.when(pl.col(name).str.strip_chars() != "").then(pl.col(name)) for name in ("title", "text")]
+    return pl.concat_str(parts, separator="\n", ignore_nulls=True)
 
 
 def _work(work: Work) -> None:
@@ -74,9 +81,7 @@ class _Send:
 
     def __call__(self, file: str, folder: str) -> dict[str, Any]:
         table = storage.read_table(file, columns=["title", "text"])
-        frame = pl.DataFrame(table).select(
-            positive=pl.concat_str("title", "text", separator="\n", ignore_nulls=True).str.normalize("NFC")
-        )
+        frame = pl.DataFrame(table).select(positive=titled().str.normalize("NFC"))
         frame = frame.filter(pl.col("positive").str.strip_chars() != "")
         ids = [text_id(text) for text in frame.get_column("positive")]
         frame = frame.with_columns(pl.Series("positive_id", ids, dtype=pl.String)).unique("positive_id").sort("positive_id")
@@ -98,18 +103,18 @@ def _gather(unit: tuple[list[str], list[list[int]], int], folder: str) -> dict[s
     return {"rows": len(frame)}
 
 
-def pieces_of(work: Work, outside: Outside, positives: Mapping[str, list[str]]) -> list[Unit]:
-    """The units that deal the texts to the parts; `positives` are folders of pieces of corpora, by part."""
+def pieces_of(outside: Outside, parts: Sequence[str], said: Mapping[str, list[str]]) -> list[Unit]:
+    """The units that deal the texts to `parts`; `said` are the files of `said_by_part`."""
     files = [storage.join(outside.texts.folder, name) for name in outside.texts.report.notes["texts"]]
     return [
         Unit(
             part,
             file,
             outside.validation,
-            tuple(positives[part]),
-            tuple(folder for other in sorted(positives) if other != part for folder in positives[other]),
+            tuple(said[part]),
+            tuple(other for name in sorted(said) if name != part for other in said[name]),
         )
-        for part in sorted(positives)
+        for part in parts
         for file in files
     ]
 
@@ -125,9 +130,9 @@ def dealt(unit: Unit, folder: str) -> dict[str, Any]:
     limit = int(unit.validation * 2**32)
     held = pl.Series([int(digest("outside", each, size=4), 16) < limit for each in frame.get_column("folded")], dtype=pl.Boolean)
     mine = held if unit.part == VALIDATION else ~held
-    for folders, belongs in ((unit.own, True), (unit.others, False)):
-        for folder_of_piece in folders:
-            theirs = pl.DataFrame(storage.read_table(storage.join(folder_of_piece, "corpus.parquet"), columns=["folded"]))
+    for files, belongs in ((unit.own, True), (unit.others, False)):
+        for path in files:
+            theirs = pl.DataFrame(storage.read_table(path))
             known = frame.get_column("folded").is_in(theirs.get_column("folded").implode())
             mine = mine | known if belongs else mine & ~known
     frame = frame.filter(mine)

@@ -7,7 +7,9 @@
   negatives that the row keeps. Its provenance names the row that it comes from, and who said so.
 
 A text that became a positive of a query is no negative of any row with that query, and it becomes one once in each category,
-however many rows found it: the row with the lowest row_id makes it. Rows with a graded score make none: there it is dropped.
+however many rows found it: the row with the lowest row_id makes it. It makes none, and is dropped as `judged_relevant`, where the
+row has a graded score, and where rows on the other side of the split say the same, or would come to: what the data had as a
+negative may be a positive there.
 
 Classes are not asked about, nor what the data had, unless the screen has `source`.
 """
@@ -27,7 +29,8 @@ from datakit import exchange, storage
 from datakit.assets import Assets
 from datakit.filters import judge_prompts
 from datakit.negatives import cross_encoder
-from datakit.negatives.criteria import compared
+from datakit.negatives.corpus import fold, said_by_part
+from datakit.negatives.criteria import EQUAL_TO_POSITIVE, compared
 from datakit.negatives.lists import exploded, with_negatives
 from datakit.negatives.screen import take
 from datakit.recipe import AnyEngine, CrossEncoderRelabel, JudgeFilter, JudgeRelabel, Model, Negatives, Screen
@@ -35,17 +38,21 @@ from datakit.schema import EXAMPLE, content_id, digest
 from datakit.step import Step, Work, count_categories, part_of, write_rows
 from datakit.synthesis import budget as budgets
 from datakit.synthesis.desk import Asking, StepDesk, spent_on
-from datakit.synthesis.engines import Batch, Engine, engine_packages
+from datakit.synthesis.engines import REFUSED, Batch, Engine, engine_packages
 from datakit.synthesis.injection import find
 from datakit.synthesis.wishes import structured
 
-VERSION = 1
+VERSION = 2
 
 RELABELLED = "relabelled_positive"
 JUDGED_RELEVANT = "judged_relevant"
 JUDGE_INJECTION = "judge_injection"
 JUDGE_UNPARSABLE = "judge_unparsable"
-REASONS = (RELABELLED, JUDGED_RELEVANT, JUDGE_INJECTION, JUDGE_UNPARSABLE)
+# The last one is for negatives that nobody read, and that became a positive by way of another row.
+REASONS = (RELABELLED, JUDGED_RELEVANT, JUDGE_INJECTION, JUDGE_UNPARSABLE, EQUAL_TO_POSITIVE)
+
+# What decides which texts are equal.
+PACKAGES = ("polars", "python")
 
 # What `provenance.template` of a new row says.
 TEMPLATE = "relabelled_negative"
@@ -69,13 +76,15 @@ def relabel_step(negatives: Negatives, asking: Asking | None, inputs: tuple[Step
     if isinstance(relabel, CrossEncoderRelabel):
         parameters = Relabelling(screen=negatives.screen, per_query=negatives.per_query)
         known = {"cross-encoder": assets.digest(relabel.model, relabel.revision)}
-        return Step("relabel", VERSION, _Work(None), parameters, inputs, assets=known, packages=cross_encoder.PACKAGES)
+        return Step(
+            "relabel", VERSION, _Work(None), parameters, inputs, assets=known, packages=(*PACKAGES, *cross_encoder.PACKAGES)
+        )
     assert isinstance(relabel, JudgeRelabel)
     assert asking is not None
     prompt = judge_prompts.load(_filter(relabel))
     parameters = Relabelling(screen=negatives.screen, per_query=negatives.per_query, engine=asking.parameters, seed=asking.seed)
     known = {asking.model: asking.model_digest, f"prompt {prompt.label}": prompt.digest}
-    packages = ("jinja2", *engine_packages(asking.parameters))
+    packages = (*PACKAGES, "jinja2", *engine_packages(asking.parameters))
     return Step("relabel", VERSION, _Work(asking), parameters, inputs, assets=known, packages=packages)
 
 
@@ -108,7 +117,7 @@ class _Work:
                 scored = work.map("scores", _Asks(parameters, count, engine, desk), blocks, exclusive=True)
         files = [work.files("scores", number, "relabelled.parquet") for number in range(len(blocks))]
         sent = [result["sent"] for result in scored]
-        work.map("relabelled", _winners, [(files, sent, partition) for partition in range(count)])
+        work.map("relabelled", _Winners(files, sent, said_by_part(work)), list(range(count)))
         winners = [work.files("relabelled", partition, "relabelled.parquet") for partition in range(count)]
         units = [(shard, block, work.files("scores", number, "scores.parquet")) for number, (shard, block) in enumerate(blocks)]
         results = work.map("rows", _Rows(parameters, winners), units)
@@ -159,11 +168,13 @@ class _Asks:
         asked = _candidates(table, self.parameters)
         numbers, batches = _requests(asked, relabel, self.parameters.seed, structured(engine), self.engine)
         answers = self.desk.answers(self.engine, batches)
-        texts = {request.number: answers[request.key].text for batch in batches for request in batch}
+        said_of = {request.number: answers[request.key] for batch in batches for request in batch}
         scores: list[float | None] = [None] * len(asked)
         said: list[str | None] = [JUDGE_INJECTION] * len(asked)
         for request, place in enumerate(numbers):
-            score = judge_prompts.score_in(texts[request])
+            answer = said_of[request]
+            # Who serves the judge would not take the text: there is no score, as in an answer that has none.
+            score = None if answer.finish_reason == REFUSED else judge_prompts.score_in(answer.text)
             scores[place] = score
             said[place] = JUDGE_UNPARSABLE if score is None else _outcome(score, relabel.drop, relabel.positive)
         written = _write(folder, table, asked, scores, said, part_of(unit[0]), self.partitions)
@@ -196,7 +207,7 @@ def _write(
     part: str,
     partitions: int,
 ) -> dict[str, Any]:
-    """Writes the outcomes of a row group, and who relabels what to the partition of its query."""
+    """Writes the outcomes of a row group, and who relabels what to the partition of its text."""
     graded = pl.Series(table.column("score").to_pylist(), dtype=pl.Float32).is_not_null()
     found = asked.with_columns(judged=pl.Series(scores, dtype=pl.Float64), reason=pl.Series(said, dtype=pl.String))
     of_graded = pl.Series(graded.gather(found.get_column("row")))
@@ -204,22 +215,35 @@ def _write(
         reason=pl.when(of_graded & (pl.col("reason") == RELABELLED)).then(pl.lit(JUDGED_RELEVANT)).otherwise("reason")
     )
     storage.write_table(storage.join(folder, "scores.parquet"), found.select("row", "place", "judged", "reason").to_arrow())
-    new = found.filter(pl.col("reason") == RELABELLED).select("category", "query_id", "id", "row_id", part=pl.lit(part))
-    heads = np.array([int(query_id[:8], 16) for query_id in new.get_column("query_id")], np.int64)
+    new = found.filter(pl.col("reason") == RELABELLED)
+    new = new.select("category", "query_id", "id", "row_id", part=pl.lit(part), folded=fold(new.get_column("text")))
+    heads = np.array([int(folded[:8], 16) for folded in new.get_column("folded")], np.int64)
     path = storage.join(folder, "relabelled.parquet")
     return {"rows": table.num_rows, "sent": exchange.scatter(path, new.to_arrow(), heads % partitions, partitions)}
 
 
-def _winners(unit: tuple[list[str], list[list[int]], int], folder: str) -> dict[str, Any]:
-    """Who makes which row: for each part, category, query and text the lowest row_id."""
-    table = exchange.gather(*unit)
-    schema = dict.fromkeys(("category", "query_id", "id", "row_id", "part"), pl.String)
-    new = pl.DataFrame(table) if table is not None else pl.DataFrame(schema=schema)
-    new = (
-        new.group_by("part", "category", "query_id", "id").agg(pl.col("row_id").min()).sort("query_id", "id", "category", "part")
-    )
-    storage.write_table(storage.join(folder, "relabelled.parquet"), new.to_arrow())
-    return {"rows": len(new)}
+@dataclass(frozen=True)
+class _Winners:
+    """Who makes which row: for each part, category, query and text the lowest row_id. None for a text that two parts would have;
+    `said` are the files with what the rows of each part say."""
+
+    files: list[str]
+    sent: list[list[int]]
+    said: dict[str, list[str]]
+
+    def __call__(self, partition: int, folder: str) -> dict[str, Any]:
+        table = exchange.gather(self.files, self.sent, partition)
+        schema = dict.fromkeys(("category", "query_id", "id", "row_id", "part", "folded"), pl.String)
+        new = pl.DataFrame(table) if table is not None else pl.DataFrame(schema=schema)
+        for part, files in self.said.items():
+            for file in files:
+                said = pl.DataFrame(storage.read_table(file)).get_column("folded")
+                new = new.filter((pl.col("part") == part) | ~pl.col("folded").is_in(said.implode()))
+        new = new.filter(pl.col("part").n_unique().over("folded") == 1)
+        new = new.group_by("part", "category", "query_id", "id").agg(pl.col("row_id").min())
+        new = new.sort("query_id", "id", "category", "part")
+        storage.write_table(storage.join(folder, "relabelled.parquet"), new.to_arrow())
+        return {"rows": len(new)}
 
 
 @dataclass(frozen=True)
@@ -244,9 +268,15 @@ class _Rows:
         became = winners.select("query_id", "id", became=pl.lit(True)).unique()
         candidates = candidates.join(judged, on=["row", "place"], how="left", maintain_order="left")
         candidates = candidates.join(became, on=["query_id", "id"], how="left", maintain_order="left")
-        asked = compared(candidates, self.parameters.screen)
+        candidates = candidates.with_columns(asked=compared(candidates, self.parameters.screen))
         candidates = candidates.with_columns(
-            reason=pl.when(pl.col("became").fill_null(False)).then(pl.lit(RELABELLED)).otherwise("reason"), asked=asked
+            reason=pl.when(pl.col("became") & pl.col("asked"))
+            .then(pl.lit(RELABELLED))
+            .when(pl.col("became"))
+            .then(pl.lit(EQUAL_TO_POSITIVE))
+            .when(pl.col("reason") == RELABELLED)
+            .then(pl.lit(JUDGED_RELEVANT))
+            .otherwise("reason")
         )
         taken = take(candidates.filter(pl.col("reason").is_null()), self.parameters.per_query)
         kept = with_negatives(table, taken.sort("row", "place"))

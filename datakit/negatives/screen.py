@@ -29,17 +29,18 @@ from datakit.negatives.texts import texts_of
 from datakit.recipe import Encoder, Model, Negatives, Screen
 from datakit.step import Output, Step, Work, count_categories, part_of, write_rows
 
-VERSION = 1
+VERSION = 2
 
 # Miners whose candidates do not count in the rates: nobody mined them.
 _NOT_MINED = (SOURCE, OTHER_LABEL)
 
 
 class ScreenParameters(Model):
-    """`taken` is how many negatives a row keeps; more than it needs, where somebody relabels them afterwards. `weights` mix those
-    of the miners that are left."""
+    """`per_query` is how many negatives a row needs; `taken` how many it keeps: more, where somebody relabels them afterwards.
+    `weights` mix those of the miners that are left."""
 
     screen: Screen
+    per_query: int
     taken: int
     weights: dict[str, float]
     encoder: Encoder
@@ -47,14 +48,16 @@ class ScreenParameters(Model):
 
 def screen_step(negatives: Negatives, encoder: Encoder, inputs: tuple[Step, ...], vectors: tuple[Step, ...]) -> Step:
     """Screens what `mine_step` found. `vectors` are embed steps with the queries, positives and candidates of the rows."""
-    screen_, taken = negatives.screen, negatives.per_query
+    screen_, per_query = negatives.screen, negatives.per_query
     assert screen_ is not None
+    taken = per_query
     if screen_.relabel is not None:
         taken = max(taken, screen_.relabel.candidates)
         # Who relabels decides for itself; its own settings do not make the screen run again.
         screen_ = screen_.model_copy(update={"relabel": None})
-    parameters = ScreenParameters(screen=screen_, taken=taken, weights=quota.weights_of(negatives), encoder=encoder)
-    return Step("screen", VERSION, screen, parameters, inputs, side=vectors, packages=("numpy",))
+    weights = quota.weights_of(negatives)
+    parameters = ScreenParameters(screen=screen_, per_query=per_query, taken=taken, weights=weights, encoder=encoder)
+    return Step("screen", VERSION, screen, parameters, inputs, side=vectors, packages=("numpy", "polars", "python"))
 
 
 def screen(work: Work) -> None:
@@ -63,7 +66,7 @@ def screen(work: Work) -> None:
     corpora = {where: corpus for source in work.inputs for where, corpus in corpora_of(source.folder).items()}
     blocks = [(shard, block) for shard in work.shards for block in range(exchange.row_groups(shard))]
     results = work.map("rows", _Screen(parameters, corpora, known, tuple(work.side)), blocks)
-    work.notes.update(_notes(results, parameters.taken))
+    work.notes.update(_notes(results, parameters.per_query))
     work.finish("rows", results)
 
 

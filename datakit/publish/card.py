@@ -9,7 +9,7 @@ import yaml
 
 from datakit.opened import Build
 from datakit.publish import diversity, evaluation_sets, figures, mixture
-from datakit.publish.manifest import CategoryEntry
+from datakit.publish.manifest import SourceEntry
 from datakit.publish.reasons import in_words
 
 # The Hub's names for the tasks of the registry.
@@ -86,7 +86,7 @@ def head(build: Build) -> dict[str, Any]:
     languages = sorted({language for entry in entries for language in entry.languages if language != "und"})
     tasks = sorted({HUB_TASKS[entry.task] for entry in entries if entry.kept and entry.task in HUB_TASKS})
     splits = [part for part in ("train", "validation") if build.files(part)]
-    licence = _licence(entries)
+    licence = _licence([source for _, source in manifest.sources])
     return {
         "pretty_name": manifest.name,
         **({"language": languages} if languages else {}),
@@ -111,9 +111,9 @@ def _names(build: Build, part: str) -> list[str]:
     return [name for name in build.manifest.files if name.startswith(f"{part}/")]
 
 
-def _licence(entries: list[CategoryEntry]) -> list[str]:
+def _licence(sources: list[SourceEntry]) -> list[str]:
     """The licences of the sources as the Hub knows them; "other" for what it does not know, "unknown" for what is not stated."""
-    stated = {(source.licence or "unknown").strip().lower() for entry in entries for source in entry.sources} or {"unknown"}
+    stated = {(source.licence or "unknown").strip().lower() for source in sources} or {"unknown"}
     return sorted({name if name in HUB_LICENCES or name == "unknown" else "other" for name in stated})
 
 
@@ -157,10 +157,7 @@ def _sections(build: Build) -> list[str]:
     sections.append("## Columns\n\n" + _table(["column", "meaning"], [[f"`{k}`", v] for k, v in COLUMNS.items()]))
     sections.append("## Sources and licences\n\n" + _table(
         ["category", "source", "licence"],
-        [
-            [name, source.name, source.licence or "not stated"]
-            for name, entry in manifest.categories.items() for source in entry.sources
-        ],
+        [[name, source.name, source.licence or "not stated"] for name, source in manifest.sources],
     ))  # fmt: skip
     if manifest.models:
         sections.append("## Models\n\n" + _table(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 from threadpoolctl import threadpool_limits
 
+from datakit.encoders.embed import EmbedParameters
 from datakit.encoders.vectors import Array, Role, lookup
 from datakit.errors import BuildError
 from datakit.filters import toxicity_embedded
@@ -151,15 +153,20 @@ def tell(found: Diversity | None) -> None:
 
 
 def _vectors(recipe: Recipe | None, steps: Sequence[tuple[Step, Output]]) -> _Vectors | None:
-    """The vectors of the recipe's encoder: that of the screen, else of the round trip."""
+    """The vectors of the recipe's encoder: that of the screen, else of the round trip.
+
+    Where texts changed on the way, they were embedded anew, as `embed-NAME-2`: the last step has those that are published.
+    """
     if recipe is None:
         return None
     screen = recipe.negatives.screen if recipe.negatives else None
     names = [screen.encoder] if screen else []
     names += [item.encoder for item in recipe.filters if isinstance(item, RoundTripFilter)]
     for name in names:
-        for step, output in steps:
-            if step.name == f"embed-{name}":
+        for step, output in reversed(steps):
+            parameters = step.parameters
+            ours = isinstance(parameters, EmbedParameters) and parameters.encoder == recipe.encoders[name]
+            if ours and re.fullmatch(rf"embed-{re.escape(name)}(-\d+)?", step.name):
                 return _Vectors(output, name)
     return None
 
@@ -261,7 +268,7 @@ def _meter(found: pl.DataFrame, vectors: _Vectors | None, toxicity: bool) -> _Me
     if vectors:
         try:
             for role, mine in _roles(given):
-                lookup(vectors.output, role, [ids[place] for place in mine[:1]])
+                lookup(vectors.output, role, [ids[place] for place in mine])
         except BuildError as error:
             log.warning("The diversity report compares texts by their characters, since vectors are missing: %s", error)
             vectors = None

@@ -8,7 +8,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from datakit.recipe import CategoryRecipe, Encoder, Engine, ParallelSource, PythonDocsSource, Recipe
+from datakit.recipe import (
+    AnySource,
+    CrossEncoderRelabel,
+    Encoder,
+    Engine,
+    OutsideCorpus,
+    ParallelSource,
+    PythonDocsSource,
+    Recipe,
+)
 from datakit.registry import Category
 from datakit.schema import SCHEMA_VERSION
 from datakit.sources.public import listed
@@ -18,6 +27,9 @@ MANIFEST_VERSION = 1
 
 # What steps call the model among their assets.
 MODEL_ASSETS = ("encoder", "engine", "model")
+
+# What stands in the place of a category beside a source of texts that negatives may be.
+CORPUS = "(negatives)"
 
 
 class File(BaseModel):
@@ -142,7 +154,7 @@ class Diversity(BaseModel):
 
 
 class Manifest(BaseModel):
-    """manifest.json."""
+    """manifest.json. `corpus` are the sources of texts from outside that negatives may be."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -159,8 +171,15 @@ class Manifest(BaseModel):
     models: dict[str, ModelEntry]
     spent: Spent
     categories: dict[str, CategoryEntry]
+    corpus: list[SourceEntry] = []
     totals: Totals
     diversity: Diversity | None = None
+
+    @property
+    def sources(self) -> list[tuple[str, SourceEntry]]:
+        """Whatever texts of the build are from, by category; those of negatives from outside last."""
+        of_categories = [(name, source) for name, entry in self.categories.items() for source in entry.sources]
+        return of_categories + [(CORPUS, source) for source in self.corpus]
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -202,6 +221,11 @@ def models(recipe: Recipe, steps: Sequence[Step]) -> dict[str, ModelEntry]:
         for key in ("model", "checkpoint", "tokenizer"):
             if (value := getattr(item, key, None)) is not None:
                 result[f"filters.{number}.{key}"] = ModelEntry(model=_raw(value), digest=_digest(steps, item, value, (key,)))
+    screen = recipe.negatives.screen if recipe.negatives else None
+    if screen is not None and isinstance(relabel := screen.relabel, CrossEncoderRelabel):
+        digest = _digest(steps, screen, relabel.model, ("cross-encoder",))
+        entry = ModelEntry(model=_raw(relabel.model), revision=relabel.revision, digest=digest)
+        result["negatives.screen.relabel.model"] = entry
     return result
 
 
@@ -257,7 +281,7 @@ def categories(
             description=entry.description if entry else "",
             instruction=entry.instruction if entry else "",
             document_instruction=entry.document_instruction if entry else "",
-            sources=_sources(recipe.categories[name]) if name in recipe.categories else [],
+            sources=_sources(listed(recipe.categories[name])) if name in recipe.categories else [],
             languages=list(languages.get(name, [])),
             created=counts.created,
             rejected=counts.rejected,
@@ -268,9 +292,15 @@ def categories(
     return result
 
 
-def _sources(category: CategoryRecipe) -> list[SourceEntry]:
+def corpus(recipe: Recipe) -> list[SourceEntry]:
+    """The sources of texts from outside that negatives may be."""
+    outside = recipe.negatives.corpus if recipe.negatives else None
+    return _sources(outside.sources) if isinstance(outside, OutsideCorpus) else []
+
+
+def _sources(sources: Sequence[AnySource]) -> list[SourceEntry]:
     result = []
-    for source in listed(category):
+    for source in sources:
         if isinstance(source, PythonDocsSource):
             default = f"python-docs: {source.part}"
         elif isinstance(source, ParallelSource):

@@ -194,6 +194,7 @@ def _describe(
         models=manifest.models(recipe, [step for step, _ in steps]),
         spent=manifest.spent(step_entries),
         categories=categories,
+        corpus=manifest.corpus(recipe),
         totals=totals,
         diversity=varied,
     )

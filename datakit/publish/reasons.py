@@ -33,6 +33,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "injection_foreign": ("The text tells a model, in another language, to put its instructions aside.", ""),
     # what a model wrote
     "empty_answer": ("The model wrote nothing.", ""),
+    "request_refused": ("The model, or the server before it, would not take the prompt that has this text.", ""),
     "unparsable_answer": ("The model wrote nothing in the form that was asked for.", ""),
     "missing_field": ("The answer lacks one of the texts that were asked for.", ""),
     "no_words": ("There is no word in the text that the model wrote.", ""),

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from datakit.negatives.relabel import TEMPLATE
+
 
 def written(files: Sequence[str], *more: str) -> Iterator[pl.DataFrame]:
     """The rows of each file that a model wrote: category, persona, and id and role of the text that was written.
 
     A row's query was written for its positive, unless the query is what the model was given: then its positive was. A label is
-    chosen, not written.
+    chosen, not written; and a row that relabelling made is put together of texts of other rows.
     """
     for file in files:
         frame = pl.read_parquet(
@@ -25,7 +27,9 @@ def written(files: Sequence[str], *more: str) -> Iterator[pl.DataFrame]:
         origin = pl.col("provenance").struct
         given = pl.col("query_id").is_in(origin.field("parents")).fill_null(False)
         yield (
-            frame.filter(origin.field("model").is_not_null() & pl.col("label").is_null())
+            frame.filter(
+                origin.field("model").is_not_null(), origin.field("template").ne_missing(TEMPLATE), pl.col("label").is_null()
+            )
             .select(
                 pl.lit("all").alias("whole"),
                 "category",

@@ -279,7 +279,8 @@ class UserFilter(Model):
 
 
 class JudgeFilter(Model):
-    """A language model scores each row from 1 to 5. Reasons: judged_irrelevant, judged_poor, judge_injection, judge_unparsable.
+    """A language model scores each row from 1 to 5. Reasons: judged_irrelevant, judged_poor, judge_injection, judge_unparsable,
+    request_refused (whoever serves the judge does not take the texts).
 
     relevance: does the positive match the query, under the instruction of the row? Rows that have a graded `score` pass
     unjudged: they may be a poor match on purpose. quality: would a careful person write this query, and is the positive worth

@@ -22,7 +22,7 @@ from datakit.recipe.negatives import AdversarialMiner, DenseMiner, Negatives, Ot
 from datakit.recipe.rows import AnyDedup, Mixture, SemanticDedup, Split
 from datakit.recipe.screen import JudgeRelabel
 from datakit.recipe.sources import AnySource, PythonDocsSource, TableSource
-from datakit.recipe.synthesis import AnyEngine, Budget, ClusterSelect, Synthesis, Writing
+from datakit.recipe.synthesis import Budget, ClusterSelect, Engines, Synthesis, Writing
 
 
 class Task(Model):
@@ -91,7 +91,7 @@ class Recipe(Model):
     registries: list[Path] = Field([], description="YAML files with further categories; they go before those of datakit.")
     shard_rows: int = Field(65_536, ge=1)
     categories: dict[str, CategoryRecipe] = Field(min_length=1)
-    engines: dict[str, AnyEngine] = {}
+    engines: Engines = {}
     encoders: dict[str, Encoder] = {}
     budget: Budget = operational(Budget())
     filters: list[AnyFilter] = []

@@ -119,7 +119,7 @@ class OutsideCorpus(Model):
     """Texts from outside that negatives may be: sources of documents, columns {document: ..., title: ...}.
 
     For a BEIR folder: {type: files, path: FOLDER/corpus.jsonl, columns: {document: text, title: title}}. Each text belongs to
-    training or to validation, never to both: with its equal where it is a positive, else by its digest.
+    training or to validation, never to both: with its equal where it is a query or a positive, else by its digest.
     """
 
     sources: list[Annotated[FilesSource | HuggingFaceSource, Field(discriminator="type")]] = Field(min_length=1)

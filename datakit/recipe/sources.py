@@ -225,6 +225,14 @@ class TableSource(Source):
             for name in self.columns.used():
                 if name not in given:
                     raise ValueError(f"'columns' names '{name}', and after '{self.grouping.type}' there are: {', '.join(given)}")
+            negative = self.columns.negative
+            texts = [self.columns.query, self.columns.positive, *(negative if isinstance(negative, list) else [negative])]
+            exemplars = isinstance(self.grouping, Labelled) and self.grouping.documents == "exemplars"
+            if exemplars and any(text not in (None, *given[:3]) for text in texts):
+                raise ValueError(
+                    "'columns' makes new texts of exemplars, and for the split rows are kept together by the texts as they are "
+                    f"read; allowed for query, positive and negative: {', '.join(given[:3])}"
+                )
         return self
 
     @property

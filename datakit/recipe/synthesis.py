@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from datakit.recipe.fields import Language, Model, Path, SecretField, operational
+from datakit.recipe.fields import Language, Model, Path, SecretField, deciding, operational
 
 
 class Price(Model):
@@ -28,11 +30,35 @@ class Engine(Model):
     max_tokens: int = Field(256, ge=1)
 
 
+def _plain_address(url: str) -> str:
+    """The URL, if it is an address and nothing more. Else a ValueError: a recipe is published, with all that its URLs hold."""
+    host = url.partition("://")[2].partition("/")[0]
+    secret = "a query ('?')" if "?" in url else "a user or a password ('@')" if "@" in host else None
+    if secret is not None:
+        raise ValueError(
+            f"found {secret} in an address, which would be published with the recipe; allowed: the address alone. A key belongs "
+            "into 'api_key', as ${VAR}"
+        )
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, or a port that is none
+        sound = False
+    if not sound or "#" in url or any(letter.isspace() for letter in url):
+        raise ValueError(f"found '{url}'; allowed: an address such as http://127.0.0.1:8000/v1")
+    return url
+
+
+BaseUrl = Annotated[
+    str, AfterValidator(_plain_address), WithJsonSchema({"type": "string", "pattern": r"^https?://[^@?#/\s]+[^?#\s]*$"})
+]
+
+
 class OpenAIEngine(Engine):
     """Any server that speaks OpenAI's chat API."""
 
     type: Literal["openai"]
-    base_url: str = operational("https://api.openai.com/v1", pattern=r"^https?://[^@\s]+$")
+    base_url: BaseUrl = operational("https://api.openai.com/v1")
     api_key: SecretField = operational(None)
     structured: Literal["lines", "json_schema"] = Field(
         "lines", description="Numbered plain lines, or a JSON schema where the server has it."
@@ -56,6 +82,9 @@ class TransformersEngine(Engine):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     top_k: int = Field(50, ge=0)
     repetition_penalty: float = Field(1.0, gt=0)
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="What the model's chat template may be told, such as {enable_thinking: false}."
+    )
 
 
 class VllmEngine(Engine):
@@ -80,6 +109,21 @@ class VllmEngine(Engine):
 AnyEngine = Annotated[OpenAIEngine | TransformersEngine | VllmEngine, Field(discriminator="type")]
 
 
+def _told_apart(engines: dict[str, AnyEngine]) -> dict[str, AnyEngine]:
+    """The engines. A ValueError where two servers would be taken for one: an address is no part of what decides an answer."""
+    servers = [(name, engine) for name, engine in engines.items() if isinstance(engine, OpenAIEngine)]
+    for (name, one), (other_name, other) in itertools.combinations(servers, 2):
+        if one.base_url.rstrip("/") != other.base_url.rstrip("/") and deciding(one) == deciding(other):
+            raise ValueError(
+                f"'{name}' and '{other_name}' differ in nothing but 'base_url', and answers of one would be taken for those of "
+                "the other. Give each a 'revision' of its own, in any words that tell the two models apart"
+            )
+    return engines
+
+
+Engines = Annotated[dict[str, AnyEngine], AfterValidator(_told_apart)]
+
+
 class Writing(Model):
     """How a category is written from texts: which prompt, in what style, and what counts as a positive."""
 
@@ -92,6 +136,8 @@ class Writing(Model):
     positive: str = Field("", description='What counts as a positive, as in "the passage that answers the question".')
     languages: list[Language] = Field([], description="BCP 47 codes of what is written. Default: the language of the text.")
     labels: list[str] = Field([], description="Classes that a model may choose from, where the prompt asks for a class.")
+    instruction: str = Field("", description="Of written rows, where these are another task than those of the sources.")
+    other_language: bool = Field(False, description="What is written is never in the language of the text.")
 
 
 Length = Literal["keywords", "phrase", "sentence", "long"]

@@ -10,9 +10,9 @@ import pyarrow as pa
 from datakit import schema, storage
 from datakit.schema import digest, text_id
 from datakit.step import write_rows
-from datakit.synthesis.engines import Answer
+from datakit.synthesis.engines import REFUSED, Answer
 from datakit.synthesis.leaks import PROMPT_LEAK, leaks
-from datakit.synthesis.parsing import TEXT, folded, parse
+from datakit.synthesis.parsing import REQUEST_REFUSED, TEXT, Parsed, folded, parse
 from datakit.synthesis.passages import FILE, PASSAGE
 from datakit.synthesis.prompts import Prompt
 from datakit.synthesis.rows import Asked, Facts
@@ -37,7 +37,10 @@ def write_tasks(
     said: list[dict[str, Any]] = []
     for request in asked:
         answer, wish = answers[request.key], request.wish
-        parsed = parse(answer.text, prompt.head.tasks, cut=answer.finish_reason == "length", examples=prompt.example_texts)
+        if answer.finish_reason == REFUSED:
+            parsed = Parsed(reason=REQUEST_REFUSED)
+        else:
+            parsed = parse(answer.text, prompt.head.tasks, cut=answer.finish_reason == "length", examples=prompt.example_texts)
         found: list[tuple[str | None, str | None]] = [(item.texts[TEXT], item.reason) for item in parsed.items]
         for position, (text, reason) in enumerate(found or [(None, parsed.reason)]):
             if reason is None and text is not None and leaks(text, "[[[", prompt.instructions):

@@ -22,7 +22,7 @@ class StepDesk:
     """What engines ask and report to (engines.Desk). `spent` is what the whole build has spent so far.
 
     `told` is called with the number of requests that are answered, each time it changes. `asking_seconds` leave out the loading
-    of a model.
+    of a model. `proven` says that the engine has answered an earlier step of the build.
     """
 
     def __init__(
@@ -34,10 +34,12 @@ class StepDesk:
         spent: Spent,
         answered: int,
         told: Callable[[int], None],
+        proven: bool = False,
     ) -> None:
         self._cache, self._step, self._engine, self._budget, self._told = cache, step, engine, budget, told
         self._spent = spent
         self._answered = answered
+        self._proven = proven
         self._on_the_way = 0
         self._refusal: str | None = None
         self.sent = 0
@@ -58,6 +60,9 @@ class StepDesk:
         self._on_the_way -= len(answers)
         self.sent += len(answers)
         self._count([answer for _, answer in clean])
+
+    def has_answers(self) -> bool:
+        return self._proven or self._answered > 0
 
     def failed(self, key: str, kind: str) -> None:
         self._cache.count_failure(self._step, kind)
@@ -127,6 +132,8 @@ class Asking:
         `phases` are those that ask, with the number of their units; `total` is the number of requests in all of them.
         """
         spent, answered = spent_by(self.earlier, work.cache), 0
+        alike = [step for step in self.earlier if getattr(step.parameters, "engine", None) == self.parameters]
+        proven = spent_by(alike, work.cache).requests > 0
         for phase, units in phases.items():
             for number in range(units):
                 if storage.exists(marker := work.files(phase, number, "unit.json")):
@@ -140,7 +147,7 @@ class Asking:
             def told(done: int) -> None:
                 work.watcher.units(done, total, 0, "answers")
 
-            desk = StepDesk(cache, work.step.key, self.parameters, self.budget, spent, answered, told)
+            desk = StepDesk(cache, work.step.key, self.parameters, self.budget, spent, answered, told, proven)
             yield engine, desk
             failures = cache.failures(work.step.key)
         except BaseException:

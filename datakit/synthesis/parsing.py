@@ -12,6 +12,7 @@ from typing import Any
 # Reasons for a whole answer; its raw text is the detail.
 EMPTY_ANSWER = "empty_answer"
 UNPARSABLE_ANSWER = "unparsable_answer"
+REQUEST_REFUSED = "request_refused"
 # Reasons for one item of an answer.
 REPEATED_IN_ANSWER = "repeated_in_answer"
 COPIED_FROM_PROMPT = "copied_from_prompt"
@@ -49,6 +50,9 @@ _LABEL = re.compile(
 # Where an object has one of these, its other members are no items of a list.
 _NAMES = ("queries", "questions", "query", "question", "text")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "`": "`", "**": "**", "*": "*"}
+# JSON at the beginning, or below one line that announces it.
+_JSON = re.compile(r"(?:[^\n{\[]*:\s*\n\s*(?:```[a-z]*\s*)?)?(?=[{\[])", re.IGNORECASE)
+_PROGRAM = re.compile(r"\s*```[\w+#.-]*[ \t]*\n(.*?)\n?[ \t]*(?:```\s*)?\Z", re.DOTALL)
 _NUMBER = re.compile(r"^\W*(\d+(?:[.,]\d+)?)\s*(%|/\s*(\d+))?")
 
 
@@ -77,12 +81,12 @@ def parse(text: str, count: int, fields: Sequence[str] = (), *, cut: bool = Fals
     says that the model ran out of tokens: then the last item, where nothing follows it, is not whole. `examples` are what the
     prompt showed. Lines beside (a greeting, an explanation) are nothing, and fewer items than `count` are no error. Never raises.
     """
-    text = _THOUGHT.sub("", text).strip("\ufeff \t")
+    text = without_thought(text).strip("\ufeff \t")
     if not text.strip():
         return Parsed(reason=EMPTY_ANSWER)
-    found = _json(text, fields)
+    found = _json(text, fields, count)
     if found is None:
-        found = list(_labelled(text, fields) if fields else _lines(text))
+        found = list(_labelled(text, fields, count) if fields else _lines(text))
         if not found and len(fields) == count == 1 and (bare := _bare(text)):
             found = [Item(1, {fields[0]: bare})]
         # A line break after it says that an item is whole.
@@ -150,24 +154,42 @@ def _lines(text: str) -> Iterator[Item]:
     yield from (Item(number, {TEXT: line}) for number, line in enumerate(asking, start=1))
 
 
-def _labelled(text: str, fields: Sequence[str]) -> Iterator[Item]:
-    """Items of lines that begin with the name of a field. A value goes on until an empty line or the next name."""
+def _labelled(text: str, fields: Sequence[str], count: int) -> Iterator[Item]:
+    """Items of lines that begin with the name of a field. A value goes on until an empty line or the next name.
+
+    Where one item is asked for, empty lines before the next name are of the value, and those of a program do not end it.
+    """
     names = {name: key for key in fields for name in FIELDS[key]}
     either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     label = re.compile(rf"^[\s\d.)#>*•_-]*({either})(?:\s*\d+)?\s*[*_]*\s*[:：][*_]*\s*(.*)$", re.IGNORECASE)
     texts: dict[str, str] = {}
-    number, current = 1, ""
+    number, current, before = 1, "", ""
+    program = False
+    later: list[str] = []
     for line in text.splitlines():
-        if match := label.match(line):
+        fence = line.strip().startswith("```")
+        if not program and (match := label.match(line)):
             current = names[match.group(1).casefold()]
+            # What stands right above a name may be a line that announces it.
+            while later and (later[-1].rstrip().endswith((":", "：")) or not any(map(str.isalnum, later[-1]))):
+                later.pop()
+            if later and count == 1 and current not in texts:
+                texts[before] = "\n".join([texts[before], *later])
+            later = []
             if current in texts:
                 yield Item(number, texts)
                 number, texts = number + 1, {}
             texts[current] = match.group(2)
-        elif current and line.strip():
-            texts[current] = f"{texts[current]} {line.strip()}".strip()
+            program = match.group(2).startswith("```")
+        elif current and (line.strip() or program):
+            program = program or (fence and not texts[current])
+            texts[current] = f"{texts[current]}\n{line.rstrip()}".lstrip("\n")
+            if program and fence and "\n" in texts[current]:
+                program, before, current = False, current, ""
         elif current and texts[current]:
-            current = ""
+            before, current = current, ""
+        elif before:
+            later.append(line)
     if texts:
         yield Item(number, texts)
 
@@ -186,18 +208,22 @@ def _bare(text: str) -> str:
     return "\n".join(paragraph)
 
 
-def _json(text: str, fields: Sequence[str]) -> list[Item] | None:
-    """The items of a JSON answer; None where the answer is no JSON."""
+def _json(text: str, fields: Sequence[str], count: int) -> list[Item] | None:
+    """The items of a JSON answer, also below a line that announces it; None where the answer is no JSON."""
     fenced = _FENCE.match(text)
     body = (fenced.group(1) if fenced else text).strip()
-    if not body.startswith(("{", "[")):
+    begins = _JSON.match(body)
+    if begins is None:
         return None
     try:
-        value = json.loads(body)
+        value, _ = json.JSONDecoder().raw_decode(body[begins.end() :])
     except (ValueError, RecursionError):
         return None
+    if not fields and isinstance(value, dict) and len(value) == count and all(isinstance(each, str) for each in value.values()):
+        value = list(value.values())  # under the names of their forms
     found: Iterator[dict[str, str]] = _objects(value, fields, 0) if fields else ({TEXT: each} for each in _strings(value, 0))
-    return [Item(number, texts) for number, texts in enumerate(found, start=1)]
+    items = [Item(number, texts) for number, texts in enumerate(found, start=1)]
+    return items or None
 
 
 def _strings(value: Any, depth: int) -> Iterator[str]:
@@ -231,9 +257,14 @@ def _objects(value: Any, fields: Sequence[str], depth: int) -> Iterator[dict[str
             yield from _objects(each, fields, depth + 1)
 
 
+def without_thought(text: str) -> str:
+    """An answer without what the model thought before it; nothing of one that thinks still."""
+    return _THOUGHT.sub("", text)
+
+
 def spoken(text: str) -> str:
     """An answer without what the model thought before it, and without a code fence around it."""
-    text = _THOUGHT.sub("", text).strip("\ufeff \t\r\n")
+    text = without_thought(text).strip("\ufeff \t\r\n")
     fenced = _FENCE.match(text)
     return fenced.group(1).strip() if fenced else text
 
@@ -257,10 +288,14 @@ def chosen(text: str, labels: Sequence[str]) -> str | None:
     for label in labels:
         if folded(label) == said:
             return label
-    named = [label for label in labels if f" {folded(label)} " in f" {said} "]
+    named = [label for label in labels if _holds(said, folded(label))]
     # "very positive" holds "positive", and means itself.
-    longest = [label for label in named if not any(folded(label) in folded(other) for other in named if other != label)]
+    longest = [label for label in named if not any(_holds(folded(other), folded(label)) for other in named if other != label)]
     return longest[0] if len(longest) == 1 else None
+
+
+def _holds(text: str, words: str) -> bool:
+    return f" {words} " in f" {text} "
 
 
 def _spaced(text: str) -> str:
@@ -269,7 +304,9 @@ def _spaced(text: str) -> str:
 
 
 def _cleaned(text: str) -> str:
-    """A text on one line, without the label, quotes and emphasis that a model puts around it."""
+    """A text on one line, without the label, quotes and emphasis that a model puts around it. A program keeps its lines."""
+    if program := _PROGRAM.match(text):
+        return program.group(1).strip("\n")
     text = _spaced(text)
     text = _LABEL.sub("", text)
     for opening, closing in _QUOTES.items():

@@ -161,12 +161,14 @@ class Prompt:
         for example in head.examples:
             if example.register_ not in (None, register) or (example.form and example.form not in wish.forms):
                 continue
-            asked = {**facts, **_seed(example.passage, "", seed)}
-            if example.language:
-                asked["language"] = language_name(example.language)
+            # It is in its own language, and has each form once, whatever is asked for below.
+            forms = list(dict.fromkeys(wish.forms))
+            asked = {**facts, **_seed(example.passage, "", seed), "queries": len(forms), "forms": self._described(forms)}
+            asked["language"] = language_name(example.language) if example.language else ""
+            asked["seed_language"] = ""
             if example.labels:
                 asked["labels"] = example.labels
-            items = [example.fields] if fields else [{"text": example.queries[name]} for name in wish.forms]
+            items = [example.fields] if fields else [{"text": example.queries[name]} for name in forms]
             messages += [Message("user", self._render("user", asked)), Message("assistant", written(items, fields, structured))]
         messages.append(Message("user", self._render("user", {**facts, **_seed(passage.text, passage.title or "", seed)})))
         choices = tuple(writing.labels) if fields == ("label",) else ()
@@ -188,7 +190,7 @@ class Prompt:
         return {
             "persona": wish.persona.model_dump(by_alias=True) if wish.persona else None,
             "queries": len(wish.forms),
-            "forms": [self.head.forms[name].text for name in wish.forms],
+            "forms": self._described(wish.forms),
             "structured": structured,
             # The name of the language to write in; "" where that goes without saying.
             "language": language_name(wish.language) if wish.language else "",
@@ -198,6 +200,9 @@ class Prompt:
             "labels": writing.labels,
             "category": description,
         }
+
+    def _described(self, forms: Sequence[str]) -> list[str]:
+        return [self.head.forms[name].text for name in forms]
 
     def _render(self, block: str, facts: Mapping[str, Any]) -> str:
         try:

@@ -11,9 +11,20 @@ from datakit import schema
 from datakit.recipe import Model, Writing
 from datakit.schema import text_id
 from datakit.step import write_rows
-from datakit.synthesis.engines import Answer
+from datakit.synthesis.engines import REFUSED, Answer
 from datakit.synthesis.leaks import PROMPT_LEAK, leaks, nonce
-from datakit.synthesis.parsing import REPEATED_IN_ANSWER, TEXT, Item, chosen, folded, parse, score
+from datakit.synthesis.parsing import (
+    MORE_THAN_ASKED,
+    REPEATED_IN_ANSWER,
+    REQUEST_REFUSED,
+    TEXT,
+    Item,
+    Parsed,
+    chosen,
+    folded,
+    parse,
+    score,
+)
 from datakit.synthesis.prompts import Prompt, Wish
 from datakit.synthesis.shares import length_of
 
@@ -72,7 +83,10 @@ class Writer:
         for request in asked:
             answer = answers[request.key]
             count, cut = len(request.wish.forms), answer.finish_reason == "length"
-            parsed = parse(answer.text, count, head.fields, cut=cut, examples=examples)
+            if answer.finish_reason == REFUSED:
+                parsed = Parsed(reason=REQUEST_REFUSED)
+            else:
+                parsed = parse(answer.text, count, head.fields, cut=cut, examples=examples)
             if parsed.reason is not None:
                 said.append({"row": len(refused), "reason": parsed.reason, "detail": answer.text})
                 refused.append(self._row(request, 0, {}))
@@ -122,6 +136,8 @@ class Writer:
             return PROMPT_LEAK
         if head.writes == "labels":
             return None if row["label"] else UNKNOWN_LABEL
+        if head.writes == "graded" and row.get("score") is None:
+            return MORE_THAN_ASKED  # no form is left that would say how alike it is
         query, positive = folded(row["query"]), folded(row["positive"])
         if query == positive:
             return COPIED_FROM_SEED if head.writes != "pairs" else REPEATED_IN_ANSWER

@@ -116,8 +116,12 @@ def chosen(index: Index, candidates: Array, count: int, quota: Quota | None, pic
     """`count` of the candidates, ascending, picked domain by domain where there is a quota; with notes on the domains."""
     if quota is None:
         return np.sort(pick(candidates, min(count, len(candidates)))), {}
-    order = np.argsort(index.domains[candidates], kind="stable")
-    places, starts = np.unique(index.domains[candidates][order], return_index=True)
+    # An empty domain is none: sources may have both.
+    first: dict[str, int] = {}
+    same = np.array([first.setdefault(name or "", place) for place, name in enumerate(index.names)], np.int64)
+    domains = same[index.domains[candidates]]
+    order = np.argsort(domains, kind="stable")
+    places, starts = np.unique(domains[order], return_index=True)
     members = dict(zip((index.names[place] or "" for place in places), np.split(candidates[order], starts[1:]), strict=False))
     available = {name: len(members[name]) for name in sorted(members)}
     counts = quotas(quota, count, available)

@@ -25,22 +25,32 @@ _KINDS = ("length", "complexity")
 _ROUNDS, _CLOSE = 1000, 1e-3
 
 
+def applied(forms: Mapping[str, Form], shares: Shares) -> Shares:
+    """The shares that hold for a prompt with these forms; a kind that does not is empty.
+
+    A prompt whose forms say no length, or no complexity, has no shares of it; nor of defaults that its forms cannot give.
+    """
+    left_out: dict[str, dict[str, float]] = {}
+    for kind in _KINDS:
+        values = {getattr(form, kind) for form in forms.values()} - {None}
+        asked_for = {name for name, share in getattr(shares, kind).items() if share}
+        if not values or not (kind in shares.model_fields_set or asked_for <= values):
+            left_out[kind] = {}
+    return shares.model_copy(update=left_out)
+
+
 def weights(forms: Mapping[str, Form], shares: Shares, place: str) -> dict[str, float]:
     """How often each form is asked for; they sum to 1.
 
     Starts from equal weights and scales them in turn to the declared shares of length and of complexity (iterative proportional
-    fitting, Deming and Stephan 1940), so that forms stand in all combinations that a prompt has. A prompt whose forms say no
-    length, or no complexity, has no shares of it. Raises UserError for declared shares that its forms cannot give.
+    fitting, Deming and Stephan 1940), so that forms stand in all combinations that a prompt has. Raises UserError for declared
+    shares that its forms cannot give.
     """
     found = dict.fromkeys(forms, 1 / len(forms))
-    declared: dict[str, Mapping[str, float]] = {}
+    holding = applied(forms, shares)
+    declared: dict[str, Mapping[str, float]] = {kind: wanted for kind in _KINDS if (wanted := getattr(holding, kind))}
     for kind in _KINDS:
-        values = {getattr(form, kind) for form in forms.values()} - {None}
-        wanted: Mapping[str, float] = getattr(shares, kind)
-        asked_for = kind in shares.model_fields_set
-        if values and wanted and (asked_for or {name for name, share in wanted.items() if share} <= values):
-            declared[kind] = wanted
-        elif asked_for and wanted:
+        if kind in shares.model_fields_set and getattr(shares, kind) and kind not in declared:
             raise UserError(f"synthesis.shares.{kind} is given, and the forms of the prompt '{place}' name no {kind}.")
     for _ in range(_ROUNDS if declared else 0):
         worst = 0.0
@@ -129,7 +139,10 @@ def merged(counts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[
 
 
 def got(counts: Mapping[str, Mapping[str, int]], shares: Shares) -> dict[str, dict[str, dict[str, float]]]:
-    """For length, complexity and formality: what was declared beside what the kept texts have, as shares of them."""
+    """For length, complexity and formality: what was declared beside what the kept texts have, as shares of them.
+
+    `shares` are those that hold for the prompt (`applied`).
+    """
     result = {}
     for kind in Shares.model_fields:
         if values := counts.get(kind):

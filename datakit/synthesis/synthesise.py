@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,14 @@ from datakit import storage
 from datakit.assets import Assets
 from datakit.encoders import encode
 from datakit.errors import UserError
-from datakit.recipe import AnyEngine, Budget, Encoder, Synthesis
+from datakit.recipe import AnyEngine, Budget, Encoder, OpenAIEngine, Synthesis
 from datakit.registry import Category
 from datakit.step import Output, Step, Work, is_cached, load
 from datakit.synthesis import budget as budgets
 from datakit.synthesis import passages, request_cache, seeds, shares
 from datakit.synthesis.brainstorm import write_tasks
 from datakit.synthesis.desk import Asking, StepDesk, asking, spent_on
-from datakit.synthesis.engines import Batch, Engine, engine_packages
+from datakit.synthesis.engines import Answer, Batch, Engine, engine_packages
 from datakit.synthesis.passages import Part, Passage
 from datakit.synthesis.request_cache import RequestCache
 from datakit.synthesis.rows import Facts, Writer
@@ -36,14 +36,17 @@ from datakit.synthesis.wishes import (
     writing,
 )
 
-__all__ = ["Synthesising", "planned", "synthesise_step"]
+__all__ = ["Size", "Synthesising", "planned", "size", "synthesise_step"]
 
-VERSION = 1
+VERSION = 2
 
 log = logging.getLogger(__name__)
 
 # Words of a sentence that is asked about: fewer say too little, more are no sentence to say again in other words.
 SENTENCE_WORDS = (4, 40)
+
+# How a unit tells how many of its answers were cut, and the share of them from which on a person is told.
+CUT, CUT_SHARE = "cut_answers", 0.1
 
 
 def synthesise_step(
@@ -84,8 +87,8 @@ def synthesise_step(
     facts = Facts(
         category=category,
         task=entry.task,
-        instruction=entry.instruction,
-        document_instruction=entry.document_instruction,
+        instruction=how.instruction or entry.instruction,
+        document_instruction="" if how.instruction else entry.document_instruction,
         in_batch_negatives=entry.in_batch_negatives,
         language=language or (entry.languages[0] if len(entry.languages) == 1 else None),
         description=entry.description or entry.instruction or category.replace("-", " "),
@@ -95,6 +98,7 @@ def synthesise_step(
     # What is wrong with a prompt comes out here, and not after the documents were read.
     for wish in wishes(parameters, made_of, Passage("", "A text.", "", None, "en", None)):
         conversation(parameters, made_of, wish)
+    _warn_of_room(engine_name, parameters, made_of)
     asks = asking(engine_name, engine, budget, seed, earlier, assets)
     return Step(
         name=name,
@@ -145,14 +149,27 @@ class _Work:
                 files = [work.files("tasks", number, passages.FILE) for number in range(len(thinking))]
                 drawn_seeds = _drawn(files, parameters, made_of, {"tasks": sum(result["tasks"] for result in thought)})
             results = work.map("rows", asks.rows, drawn_seeds.units, exclusive=True)
+        for what, each in (("lists of tasks", thought), ("texts", results)):
+            self._warn_of_cut(work.step, what, each)
         kinds = shares.merged([result["kinds"] for result in results])
         work.notes |= {
             **drawn_seeds.notes,
             "forms": kinds.get("form", {}),
-            "shares": shares.got(kinds, parameters.synthesis.shares),
+            "shares": shares.got(kinds, shares.applied(made_of.prompt.head.forms, parameters.synthesis.shares)),
             **_total([*thought, *results]).priced(parameters.engine).notes(),
         }
         work.finish("rows", results, also={"passages": cut, "tasks": thought})
+
+    def _warn_of_cut(self, step: Step, what: str, results: Sequence[dict[str, Any]]) -> None:
+        """Says it where so many answers were cut that the engine's max_tokens is too low, and not the model too talkative."""
+        # Units that an earlier datakit finished do not tell it.
+        cut, answers = sum(result.get(CUT, 0) for result in results), sum(result["requests"] for result in results)
+        if cut > CUT_SHARE * answers:
+            log.warning(
+                "%s: %.0f %% of the answers with %s (%d of %d) were cut off at %d tokens, and what was cut is lost. Raise "
+                "engines.%s.max_tokens; all of its answers are asked for anew then.",
+                step.name, 100 * cut / answers, what, cut, answers, _parameters(step).engine.max_tokens, self.asking.name,
+            )  # fmt: skip
 
     def _cut(self, work: Work, parameters: Synthesising, made_of: Material) -> tuple[Seeds, list[dict[str, Any]]]:
         """Cuts the documents and draws passages; also gives what came of each file."""
@@ -199,7 +216,7 @@ class _Asks:
         asked, batches = requests(self.parameters, self.made_of, self.engine, passages.read(parts))
         answers = self.desk.answers(self.engine, batches)
         writer = Writer(self.step, self.parameters.facts, self.model, self.made_of.prompt, self.parameters.seed)
-        return {**writer.write(folder, asked, answers), **spent_on(list(answers.values())).notes()}
+        return {**writer.write(folder, asked, answers), **_told(answers.values())}
 
     def tasks(self, numbers: range, folder: str) -> dict[str, Any]:
         """Asks for tasks, and writes them as passages."""
@@ -207,25 +224,56 @@ class _Asks:
         answers = self.desk.answers(self.engine, batches)
         facts, prompt, seed = self.parameters.facts, self.made_of.prompt, self.parameters.seed
         result = write_tasks(folder, self.step, facts, self.model, prompt, seed, asked, answers)
-        return {**result, **spent_on(list(answers.values())).notes()}
+        return {**result, **_told(answers.values())}
 
 
-# Tokens of a written text, about, by field: a line of a list, a class, a sentence, a passage.
-_LINE, _CLASS, _SENTENCE, _PASSAGE = 16, 6, 32, 120
+def _told(answers: Iterable[Answer]) -> dict[str, Any]:
+    """What a unit tells of its answers: what they took, and how many of them were cut."""
+    found = list(answers)
+    return {**spent_on(found).notes(), CUT: sum(answer.finish_reason == "length" for answer in found)}
 
 
-def _tokens(parameters: Synthesising, made_of: Material) -> int:
-    """What an answer is about as long as."""
+# Tokens of a written text, about, by field: a line of a list, a class, a sentence, a passage, a task that was thought of.
+_LINE, _CLASS, _SENTENCE, _PASSAGE, _TASK = 16, 6, 32, 120, 25
+# Prompts ask for passages of up to 120 words, which are so many tokens in English.
+_LONG_PASSAGE = 160
+
+
+def _tokens(parameters: Synthesising, made_of: Material, passage: int = _PASSAGE) -> int:
+    """What an answer is about as long as, where a passage takes so many tokens and nothing cuts it."""
     head = made_of.prompt.head
-    long = _SENTENCE if head.seed == "sentence" else _PASSAGE
+    long = _SENTENCE if head.seed == "sentence" else passage
     lengths = {"query": _SENTENCE, "positive": long, "negative": long, "score": _CLASS, "label": _CLASS}
     one = sum(lengths[name] for name in head.fields) or _LINE
-    return min(parameters.engine.max_tokens, one * head.asked(parameters.synthesis.queries))
+    return one * head.asked(parameters.synthesis.queries)
+
+
+def _warn_of_room(name: str, parameters: Synthesising, made_of: Material) -> None:
+    """Says it where the engine `name` has no room for what the prompt asks for: half an answer is often none."""
+    head, room = made_of.prompt.head, _room(parameters.engine)
+    written = {"an answer": _tokens(parameters, made_of, _LONG_PASSAGE)}
+    if head.writes == "pairs":
+        written["a list of tasks"] = head.tasks * _TASK
+    what, needed = max(written.items(), key=lambda each: each[1])
+    if room is not None and needed > room:
+        log.warning(
+            "%s: %s to the prompt '%s' takes up to about %d tokens, and engines.%s.max_tokens is %d: what is longer is cut off, "
+            "and lost. Raise engines.%s.max_tokens.",
+            parameters.facts.category, what, parameters.facts.writing.prompt, needed, name, room, name,
+        )  # fmt: skip
+
+
+def _room(engine: AnyEngine) -> int | None:
+    """Tokens of an answer at most; None where a request to a server sets the limit in its own words, or none."""
+    if isinstance(engine, OpenAIEngine) and {"max_tokens", "max_completion_tokens"} & engine.extra_body.keys():
+        return None
+    return engine.max_tokens
 
 
 def planned(step: Step, cache: str) -> dict[str, int] | None:
     """What a synthesise step would ask: requests that are not answered yet, about how many tokens they take, and those that are.
 
+    `seeds` are the passages or tasks that are drawn, `texts` those that are asked for about them: the most rows that may come.
     None while its documents have not been read. Sends nothing. Where tasks are to be thought of first, all of them are taken to
     come, and to be as long as a short one. Passages that would be drawn from clusters are drawn at random here: as many, and
     about as long.
@@ -236,7 +284,9 @@ def planned(step: Step, cache: str) -> dict[str, int] | None:
     made_of = _made_of(parameters)
     assert isinstance(step.work, _Work)
     engine = step.work.asking.engine()
-    counts = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "answered": 0}
+    counts = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "answered": 0, "seeds": 0}
+    most = parameters.engine.max_tokens
+    tokens = min(most, _tokens(parameters, made_of))
     answers = RequestCache(cache) if request_cache.is_there(cache) else None
 
     def count(batches: Sequence[Batch], tokens: int) -> None:
@@ -258,21 +308,51 @@ def planned(step: Step, cache: str) -> dict[str, int] | None:
                 _cut(step, made_of)(file, storage.join(folder, str(number)))
         else:
             for unit, numbers in enumerate(task_units(parameters, made_of)):
-                count(task_requests(parameters, made_of, engine, numbers)[1], min(parameters.engine.max_tokens, 500))
+                listed = min(most, made_of.prompt.head.tasks * _TASK)
+                count(task_requests(parameters, made_of, engine, numbers)[1], listed)
                 files.append(storage.join(step.folder(cache), "tasks", f"{unit:05d}", passages.FILE))
         if step.side or all(map(storage.exists, files)):
             for parts in _drawn(files, parameters, made_of, {"passages": 0}).units:
-                count(requests(parameters, made_of, engine, passages.read(parts))[1], _tokens(parameters, made_of))
+                drawn = passages.read(parts)
+                counts["seeds"] += len(drawn)
+                count(requests(parameters, made_of, engine, drawn)[1], tokens)
         else:
             task = Passage("", "Given a question of somebody, find the passage that answers it.", "", None, None, None)
             said = [conversation(parameters, made_of, wish) for wish in wishes(parameters, made_of, task)]
             times = tasks_wanted(parameters)
+            counts["seeds"] += times
             counts["requests"] += times * len(said)
             counts["prompt_tokens"] += times * sum(len(message.content) // 4 for each in said for message in each.messages)
-            counts["completion_tokens"] += times * len(said) * _tokens(parameters, made_of)
+            counts["completion_tokens"] += times * len(said) * tokens
     if answers:
         answers.close()
-    return counts
+    return {**counts, "texts": _size(parameters, made_of).rows(counts["seeds"])}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is asked about one passage or task: so many requests, of each so many texts. `seeds` are those that the recipe wants;
+    None where it wants all that there are."""
+
+    seeds: int | None
+    requests: int
+    texts: int
+
+    def rows(self, seeds: int) -> int:
+        """The most rows that so many passages or tasks give."""
+        return seeds * self.requests * self.texts
+
+
+def size(step: Step) -> Size:
+    """How much a synthesise step asks for, as its prompt has it: some write one text, and some know no personas."""
+    parameters = _parameters(step)
+    return _size(parameters, _made_of(parameters))
+
+
+def _size(parameters: Synthesising, made_of: Material) -> Size:
+    synthesis, head = parameters.synthesis, made_of.prompt.head
+    seeds = tasks_wanted(parameters) if head.writes == "pairs" else synthesis.documents
+    return Size(seeds, made_of.per_seed(synthesis), head.asked(synthesis.queries))
 
 
 def _parameters(step: Step) -> Synthesising:

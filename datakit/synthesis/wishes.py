@@ -50,7 +50,8 @@ class Material:
 
 def writing(entry: Category, synthesis: Synthesis) -> Writing:
     """How a category is written: as the recipe says, else as the category does."""
-    said = {name: getattr(synthesis, name) for name in Writing.model_fields if getattr(synthesis, name) is not None}
+    names = Writing.model_fields.keys() & Synthesis.model_fields.keys()
+    said = {name: getattr(synthesis, name) for name in names if getattr(synthesis, name) is not None}
     return entry.writing.model_copy(update=said)
 
 
@@ -87,10 +88,12 @@ def wishes(parameters: Synthesising, made_of: Material, seed: Passage) -> list[W
 
 
 def _languages(parameters: Synthesising, made_of: Material, seed: Passage) -> list[str]:
-    languages = parameters.facts.writing.languages
-    if made_of.prompt.head.needs_languages:
-        # A translation into the language of the text is none.
-        return [language for language in languages if language != seed.language] or languages
+    writing = parameters.facts.writing
+    languages = writing.languages
+    if made_of.prompt.head.needs_languages or writing.other_language:
+        # A translation into the language of the text is none. German of Austria is no other language than German.
+        own = (seed.language or "").partition("-")[0]
+        return [language for language in languages if language.partition("-")[0] != own] or languages
     return languages
 
 

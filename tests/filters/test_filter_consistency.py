@@ -60,6 +60,15 @@ def test_consistency_without_vectors_is_refused(tmp_path: Path) -> None:
         filter_step(0, wanted, (), None, None, Assets(str(tmp_path)))
 
 
+def test_embed_steps_have_names_of_their_own_however_encoders_are_called(tmp_path: Path) -> None:
+    rows, assets = rows_step([table(row(*PAIRS[0]))]), Assets(str(tmp_path))
+    steps = [embed_step("embed-a-negatives", ENCODER, (rows,), assets)]
+    vectors = Vectors({"a-2": ENCODER, "a": ENCODER}, steps, assets)
+    names = [vectors.of(name, rows).name for name in ("a-2", "a", "a-2")]
+    vectors.forget()
+    assert [*names, vectors.of("a", rows).name] == ["embed-a-2", "embed-a", "embed-a-2", "embed-a-3"]
+
+
 def test_texts_that_a_filter_masks_are_embedded_anew_for_the_filters_after_it(tmp_path: Path) -> None:
     pytest.importorskip("phonenumbers", reason="the package 'phonenumbers' is not installed")
     check = {"type": "consistency", "encoder": "minilm", "threshold": -1}

@@ -151,6 +151,22 @@ def test_a_row_is_not_lost_because_the_judge_stammers(tmp_path: Path, caplog: py
     assert {each["detail"] for each in refused if each["reason"] == "judge_unparsable"} == {"I would rather not say."}
 
 
+def test_a_row_that_the_judge_would_not_read_has_no_score_whatever_the_server_says(tmp_path: Path) -> None:
+    def refuses(number: int, body: dict[str, Any]) -> Fault | None:
+        # A digit after the status: no score of the row.
+        return Fault(400, body=b'{"error": {"message": "4"}}') if "<5>" in question(body) else None
+
+    with serving(refuses, by_mark) as server:
+        kept = run_step(judge(tmp_path, openai_engine(server), [pairs(10)], min_score=2), str(tmp_path))
+        strict = judge(tmp_path, openai_engine(server), [pairs(10)], min_score=2, unparsable="reject")
+        refused = rejected(run_step(strict, str(tmp_path)))
+        assert len(server.attempts) == 10, "what was refused is not asked again"
+    assert {each["query"][-2] for each in rows(kept)} == {"2", "3", "4", "5"}
+    assert kept.report.notes["scores"]["none"] == 2
+    assert Counter(each["reason"] for each in refused) == {"judged_irrelevant": 2, "request_refused": 2}
+    assert {each["detail"] for each in refused if each["reason"] == "request_refused"} == {"HTTP 400: 4"}
+
+
 def test_a_judge_that_says_the_same_of_all_rows_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with serving(answer=lambda body: "Score: 4") as server:
         run_step(judge(tmp_path, openai_engine(server), [pairs(25)]), str(tmp_path))

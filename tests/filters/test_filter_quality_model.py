@@ -266,6 +266,9 @@ def test_train_and_score_as_a_user_does(documentation: pa.Table, tmp_path: Path)
     refused = runner.invoke(app, ["quality", "score", str(source), "--output", str(source), "--force", *names])
     assert "ends in .parquet" in str(refused.exception), "its own input is whole"
     assert storage.read_table(str(scored)).equals(found)
+    (tmp_path / "pairs-2.jsonl").write_bytes(source.read_bytes())
+    refused = runner.invoke(app, ["quality", "score", str(tmp_path / "*.jsonl"), "-o", str(tmp_path / "all.parquet"), *names])
+    assert "names 2 files, and one is scored at a time" in str(refused.exception)
     for wrong, sentence in (
         ([str(source), "--labels", "corrupted"], "no column 'query'"),
         ([str(source), "--labels", "judge", *names], "needs a build"),

@@ -13,7 +13,7 @@ from mixture_oracle import languages_of, rows_of
 from pydantic import ValidationError
 
 from datakit.errors import UserError
-from datakit.mixing.planned import quota_members, ran_out
+from datakit.mixing.planned import MixParameters, planned, quota_members, ran_out
 from datakit.mixing.weights import allocate, by_language, probabilities, weights
 from datakit.recipe import Mixture
 from datakit.registry import Category
@@ -22,7 +22,7 @@ NAMES = st.text("abcdef", min_size=1, max_size=3)
 COUNTS = st.dictionaries(NAMES, st.one_of(st.integers(0, 30), st.integers(0, 10_000_000)), max_size=12)
 SPECIFICATION = st.fixed_dictionaries(
     {
-        "temperature": st.sampled_from([0.05, 0.5, 1.0, 1.5, 2.0, 5.0, 100.0, 1e6]),
+        "temperature": st.sampled_from([0.001, 0.05, 0.5, 1.0, 1.5, 2.0, 5.0, 100.0, 1e6]),
         "total": st.one_of(st.none(), st.integers(1, 200), st.integers(1, 50_000_000)),
         "caps": st.dictionaries(NAMES, st.integers(0, 5000), max_size=4),
         "max_epochs": st.sampled_from([0.1, 0.3, 1.0, 1.5, 4.0]),
@@ -196,6 +196,12 @@ def test_equal_remainders_go_to_the_larger_category_then_to_the_first_name():
     assert allocate({"a": 15, "b": 5}, Mixture(total=2)).rows == {"a": 2, "b": 0}
 
 
+def test_at_a_very_low_temperature_small_categories_give_what_the_largest_cannot():
+    counts = {"a": 1000, "b": 10, "c": 10}
+    assert allocate(counts, Mixture(temperature=0.005)).rows == counts
+    assert allocate(counts, Mixture(temperature=0.005, total=1008)).rows == {"a": 1000, "b": 4, "c": 4}
+
+
 def test_nothing_gives_nothing():
     assert allocate({}, Mixture(temperature=2.0, total=5)).rows == {}
     assert allocate({"a": 0}, Mixture(temperature=2.0, total=5)).shortfall == 5
@@ -264,6 +270,12 @@ def test_quotas_that_leave_rows_to_nobody_are_refused():
 
 def test_quotas_without_a_total_add_to_the_others():
     assert allocate({"a": 50, "x": 5000}, Mixture(quotas=[{"category": "x", "rows": 30}]), [["x"]]).rows == {"a": 50, "x": 30}
+
+
+def test_quotas_that_ask_for_too_many_rows_are_not_said_to_be_a_total():
+    mixture = Mixture(quotas=[{"category": "x", "rows": 500}], shortfall="stop")
+    with pytest.raises(UserError, match=r"^the mixture with its quotas is 9500 rows, .* 9100 training rows .* Lower the quotas,"):
+        planned(MixParameters(mixture=mixture, seed=0, shard_rows=10, members=(("x",),)), {"a": 9000, "x": 100})
 
 
 @pytest.mark.parametrize(

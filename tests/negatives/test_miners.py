@@ -15,17 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from stepping import read, run_step
-from test_screen import vector, vectors_step
+from test_screen import ENCODER, vector, vectors_step
 
 from datakit import storage
 from datakit.assets import Assets
+from datakit.negatives import adversarial, entities, quota
 from datakit.negatives import corpus as corpus_module
-from datakit.negatives import entities, quota
 from datakit.negatives.adversarial_prompts import COPIED_FROM_PAIR, Pair, load
 from datakit.negatives.mine import mine_step
 from datakit.negatives.outside import outside_step
 from datakit.negatives.postings import Best, Excluded, nearest
-from datakit.recipe import Columns, FilesSource, Negatives
+from datakit.negatives.relabel import relabel_step
+from datakit.negatives.screen import screen_step
+from datakit.recipe import AdversarialMiner, Columns, FilesSource, Negatives, OpenAIEngine
 from datakit.registry import Category
 from datakit.schema import text_id
 from datakit.sources.read import documents_step
@@ -86,6 +88,21 @@ def test_dense_finds_the_nearest_texts_and_says_their_cosines(tmp_path):
         assert len({text.lower().strip("!") for text in better}) <= len(found) + len(own) + 1 + len(row["negatives"])
         checked += len(found)
     assert checked > 200
+
+
+@pytest.mark.parametrize("search", ["auto", "exact"])
+def test_dense_finds_the_same_beside_a_miner_that_makes_clusters(tmp_path, search):
+    records = random_records(29)
+    found = {}
+    for name, miners in {
+        "alone": [{"search": search}],
+        "beside": [{"search": search}, ALL[3]],
+        "clusters": [{"search": "clusters"}],
+    }.items():
+        dense = {**ALL[1], **miners[0], "probes": 1}
+        output = mined(records, tmp_path, miners=[dense, *miners[1:]], quota={"dense": 1})
+        found[name] = [[item for item in row["negatives"] if item["miner"] == "dense"] for row in by_row(output)]
+    assert found["alone"] == found["beside"] != found["clusters"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -166,6 +183,15 @@ def test_a_beginning_holds_of_each_miner_what_the_quota_says_or_all_that_it_has(
             assert order == sorted(order)
 
 
+@pytest.mark.parametrize(
+    ("weight", "per_query", "wanted"),
+    [({"a": 3.0, "b": 8.0}, 55, {"a": 15, "b": 40}), ({"a": 0.1, "b": 0.2, "c": 0.7}, 10, {"a": 1, "b": 2, "c": 7})],
+)
+def test_what_a_miner_lacks_is_its_whole_share(weight, per_query, wanted):
+    nothing = pl.DataFrame(schema={"row": pl.Int64, "miner": pl.String})
+    assert quota.shortfalls(nothing, 1, weight, per_query) == wanted
+
+
 def test_what_a_miner_lacks_others_give_and_it_is_counted(tmp_path):
     records = random_records(23)
     output = mined(records, tmp_path, miners=[ALL[0], ALL[2]], quota={"bm25": 2, "entities": 6})
@@ -195,29 +221,58 @@ def test_a_window_of_ranks_leaves_out_the_first_ones(tmp_path):
         assert all(item["difficulty"] < highest for item in some)
 
 
-def test_outside_texts_belong_to_one_part_and_never_say_what_a_row_of_the_other_says(tmp_path):
-    train, held = random_records(26), random_records(27, words=4)
-    path = tmp_path / "corpus.jsonl"
-    texts = [f"w{n % 30} w{n * 7 % 30} outside {n}" for n in range(300)]
-    texts += [row["positive"] for row in train[:20]] + [row["positive"] for row in held[:20]]
+def mined_outside(
+    train: list[dict[str, Any]],
+    held: list[dict[str, Any]],
+    texts: list[str],
+    folder: Path,
+    miner: dict[str, Any],
+    validation: float,
+) -> Output:
+    path = folder / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = FilesSource(type="files", path=str(path), columns=Columns(document="text"))  # type: ignore[arg-type]
     entry = Category(key="corpus", family="recipe", task="retrieval", description="")
-    documents = documents_step("corpus", "corpus", entry, source, "en", 1000, Assets(str(tmp_path)), 0)
+    documents = documents_step("corpus", "corpus", entry, source, "en", 1000, Assets(str(folder)), 0)
     outside = outside_step("corpus-texts", (documents,))
     negatives = Negatives.model_validate(
-        {"miners": [ALL[0]], "corpus": {"sources": [{"type": "files", "path": str(path), "columns": {"document": "text"}}]}}
+        {"miners": [miner], "corpus": {"sources": [{"type": "files", "path": str(path), "columns": {"document": "text"}}]}}
     )
-    step = mine_step(negatives, split(train, validation=held), outside=outside, validation=0.3)
-    output = run_step(step, str(tmp_path / "cache"))
+    rows = [*train, *held]
+    vectors = vectors_step([row["query"] for row in rows], [*(row["positive"] for row in rows), *texts])
+    step = mine_step(negatives, split(train, validation=held), {"e": [vectors]}, outside, validation=validation)
+    return run_step(step, str(folder / "cache"))
+
+
+def test_outside_texts_belong_to_one_part_and_never_say_what_a_row_of_the_other_says(tmp_path):
+    train, held = random_records(26), random_records(27, words=4)
+    classes = [f"w{n} w{n + 1} class" for n in range(20)]
+    for rows in (train, held):
+        rows += [record("c", f"w{n} of {len(rows)}", text, label=text) for n, text in enumerate(classes)]
+    texts = [f"w{n % 30} w{n * 7 % 30} outside {n}" for n in range(300)] + classes
+    texts += [row[side] for rows in (train, held) for row in rows[:20] for side in ("query", "positive")]
+    output = mined_outside(train, held, texts, tmp_path, ALL[0], 0.3)
     seen = {}
     for part, others in (("train", held), ("validation", train)):
         items = [item for row in read(output.part(part)).to_pylist() for item in row["negatives"] if item["miner"] == "bm25"]
         seen[part] = {item["text"] for item in items}
         assert len(seen[part]) > 20
         assert seen[part] <= set(texts)
-        assert not {text.lower().strip("!") for text in seen[part]} & {row["positive"].lower().strip("!") for row in others}
+        said = {row[side].lower().strip("!") for row in others for side in ("query", "positive")}
+        assert not {text.lower().strip("!") for text in seen[part]} & said
     assert not seen["train"] & seen["validation"]
+
+
+@pytest.mark.parametrize("miner", [ALL[1], ALL[3]], ids=["dense", "other_cluster"])
+def test_a_part_that_gets_no_outside_text_has_no_negatives(tmp_path, miner):
+    train, held = random_records(26), random_records(27)
+    output = mined_outside(train, held, [f"w{n} w{n + 1} out" for n in range(29)], tmp_path, miner, 0.0)
+    mined = {
+        part: [item for row in read(output.part(part)).to_pylist() for item in row["negatives"]]
+        for part in ("train", "validation")
+    }
+    assert {item["miner"] for item in mined["train"]} == {"source", miner["type"]}
+    assert {item["miner"] for item in mined["validation"]} == {"source"}
 
 
 PAIR = Pair(query="what do bees eat", positive="They eat honey.")
@@ -246,6 +301,37 @@ def test_another_query_is_kept_with_the_text_that_answers_it():
     assert (found.query, found.text, found.reason) == ("what do birds eat", "Seeds.", None)
     assert prompt.text_in("Query: What do bees eat\nPositive: Seeds.", PAIR, 0, cut=False).reason == COPIED_FROM_PAIR
     assert prompt.conversation(PAIR, 0, 0, "lines") != prompt.conversation(PAIR, 0, 1, "json_schema")
+
+
+@pytest.mark.parametrize("kind", ["passages", "queries"])
+@pytest.mark.parametrize("small", [False, True])
+def test_each_request_about_a_pair_asks_for_something_else(kind, small):
+    asked = [load(kind, small).conversation(PAIR, number, 0, "lines") for number in range(5)]
+    assert len({each.messages[-1].content for each in asked}) == 5
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_equal_pairs_with_two_instructions_the_first_is_asked_about_in_any_order(tmp_path, turned):
+    records = [record("a", "q", "p", row_id=each, instruction=each) for each in "bac"]
+    (step,) = split(records[::-1] if turned else records, 1)
+    miner = AdversarialMiner(type="adversarial", engine="e")
+    parameters = adversarial.Writing(miner=miner, engine=OpenAIEngine(type="openai", model="m"), seed=1)
+    sent = adversarial._Pairs(parameters, 1)(run_step(step, str(tmp_path)).shards[0], str(tmp_path))
+    adversarial._together(([str(tmp_path / "pairs.parquet")], [sent["sent"]], 0), str(tmp_path / "together"))
+    pairs = storage.read_table(str(tmp_path / "together" / "pairs.parquet")).to_pylist()
+    assert [pair["instruction"] for pair in pairs] == ["a"]
+
+
+def test_what_decides_which_texts_are_equal_is_in_the_keys_of_the_steps(tmp_path):
+    negatives = Negatives.model_validate(
+        {"miners": [ALL[0]], "screen": {"encoder": "e", "relabel": {"type": "cross_encoder", "model": str(tmp_path)}}}
+    )
+    rows, assets = split(random_records(26)), Assets(str(tmp_path))
+    mining = mine_step(negatives, rows)
+    screening = screen_step(negatives, ENCODER, (mining,), (vectors_step([], []),))
+    for step in (mining, screening, relabel_step(negatives, None, (screening,), assets)):
+        assert {"polars", "python"} <= set(step.packages)
+    assert "polars" in outside_step("corpus-texts", ()).packages
 
 
 @pytest.mark.parametrize(

@@ -24,14 +24,26 @@ from datakit.step import Output
 
 
 def relabelled(
-    records: list[dict[str, Any]], cache: Path, workers: int = 1, shards: int = 2, **keys: Any
+    records: list[dict[str, Any]],
+    cache: Path,
+    workers: int = 1,
+    shards: int = 2,
+    *,
+    held: list[dict[str, Any]] | None = None,
+    source: bool = False,
+    **keys: Any,
 ) -> tuple[Output, Output]:
-    """The outputs of the screen and of relabelling, with the score function in place of a model: see `by_words`."""
+    """The outputs of the screen and of relabelling, with the score function in place of a model: see `by_words`.
+
+    `held` are rows for validation, `source` whether the screen looks at what the data had.
+    """
     relabel = CrossEncoderRelabel.model_validate({"type": "cross_encoder", "model": "none", "candidates": 12, **keys})
-    screen = Screen(encoder="none", margin=None, paraphrase=None, relabel=relabel)
+    screen = Screen(encoder="none", margin=None, paraphrase=None, source=source, relabel=relabel)
     negatives = Negatives(miners=[Bm25Miner(type="bm25", depth=20)], per_query=4, screen=screen)
-    mining = mine_step(negatives, split(records, shards))
-    vectors = vectors_step([row["query"] for row in records], [row["positive"] for row in records])
+    mining = mine_step(negatives, split(records, shards, held))
+    everything = [*records, *(held or [])]
+    texts = [item["text"] for row in everything for item in row.get("negatives", [])]
+    vectors = vectors_step([row["query"] for row in everything], [*(row["positive"] for row in everything), *texts])
     screening = screen_step(negatives, ENCODER, (mining,), (vectors,))
     relabelling = relabel_step(negatives, None, (screening,), Assets(str(cache)))
     return run_step(screening, str(cache), workers), run_step(relabelling, str(cache), workers)
@@ -79,6 +91,44 @@ def test_each_negative_has_the_outcome_that_its_score_says(tmp_path, words):
     assert output.report.notes["false_negative_rate"] == pytest.approx(
         sum(total[reason] for reason in REASONS) / total["asked"], abs=1e-6
     )
+
+
+def test_no_text_of_the_other_side_becomes_a_positive(tmp_path, words):
+    texts = [f"w{n} w{n + 1} held" for n in range(8)]
+    asked = [f"w{n} w{n + 1}" for n in range(8)]
+    records = [record("a", query, f"{query[:2]} p", negatives=given(text)) for query, text in zip(asked, texts, strict=True)]
+    # Of the texts, validation has three as positives, in other letters, and one as a query; and would have one made a positive.
+    held = [record("a", f"v{n}", f"{texts[n].upper()}!") for n in range(3)]
+    held += [record("a", texts[3], "v3 p"), record("a", "w5 w4", "v4 p", negatives=given(texts[4]))]
+    _, output = relabelled(records, tmp_path, held=held, source=True, drop=0.4, positive=0.9)
+    train, validation = (read(output.part(part)).to_pylist() for part in ("train", "validation"))
+    made = [row["positive"] for row in train if row["provenance"] and row["provenance"]["template"] == TEMPLATE]
+    assert sorted(made) == texts[5:]
+    assert len(validation) == len(held)
+    counts = output.report.notes["miners"]["source"]
+    assert (counts["relabelled_positive"], counts["judged_relevant"]) == (3, 6)
+    assert not any(row["negatives"] for row in train if row["query"] in asked[:5])
+
+
+def test_the_rate_counts_what_was_read_alone(tmp_path, words):
+    records = []
+    for n in range(5):
+        query, text = f"w{n} w{n + 1}", f"w{n} w{n + 1} text"
+        records += [record("a", query, f"one{n} p", negatives=given(text)), record("a", query, f"two{n} p")]
+        records.append(record("a", f"other{n}", text))
+    _, output = relabelled(records, tmp_path, drop=0.4, positive=0.9)
+    notes = output.report.notes
+    read_, counts = notes["miners"]["bm25"], notes["miners"]["source"]
+    relevant = read_["relabelled_positive"] + read_["judged_relevant"]
+    assert notes["false_negative_rate"] == pytest.approx(relevant / read_["asked"], abs=1e-6)
+    assert counts == {**dict.fromkeys(REASONS, 0), "asked": 0, "equal_to_positive": 5, "taken": 0}
+
+
+def test_a_row_with_as_many_as_it_needs_is_not_short(tmp_path, words):
+    screened, _ = relabelled(random_records(1), tmp_path, drop=0.4, positive=0.9)
+    counts = [len(row["negatives"]) for row in read(screened.shards).to_pylist()]
+    assert screened.report.notes["rows_with_fewer"] == pytest.approx(sum(each < 4 for each in counts) / len(counts), abs=1e-6)
+    assert any(4 <= each < 12 for each in counts)
 
 
 def test_a_new_row_says_where_it_comes_from_and_the_step_balances(tmp_path, words):

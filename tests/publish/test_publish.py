@@ -20,10 +20,12 @@ from publishing import entries as small_entries
 
 from datakit import storage
 from datakit.errors import BuildError, UserError
+from datakit.negatives.relabel import Relabelling
 from datakit.opened import Build, open_build
+from datakit.publish.manifest import models
 from datakit.publish.publish import check_output, publish
 from datakit.recipe import Recipe
-from datakit.step import Counts, Output
+from datakit.step import Counts, Output, Step
 
 SAMPLED = Settings(drawn=40)
 
@@ -331,6 +333,17 @@ def test_a_build_without_validation_or_rejected_rows_opens_too(tmp_path: Path) -
 def test_polars_scans_a_build_as_it_is(build: Build) -> None:
     frame = pl.scan_parquet(f"{build.path}/train/*.parquet")
     assert frame.collect().equals(build.train.collect())
+
+
+def test_the_manifest_names_a_cross_encoder_that_relabels(tmp_path: Path) -> None:
+    screen = {"encoder": "small", "relabel": {"type": "cross_encoder", "model": "package:reader", "revision": "r1"}}
+    recipe = small_recipe(str(tmp_path), CATEGORIES, Settings(), negatives={"miners": [{"type": "bm25"}], "screen": screen})
+    assert recipe.negatives is not None
+    assert recipe.negatives.screen is not None
+    parameters = Relabelling(screen=recipe.negatives.screen, per_query=8)
+    relabel = Step("relabel", 1, lambda work: None, parameters, assets={"cross-encoder": "d1"})
+    found = models(recipe, [relabel])["negatives.screen.relabel.model"]
+    assert (found.model, found.revision, found.digest) == ("package:reader", "r1", "d1")
 
 
 def test_the_manifest_says_what_the_build_is_made_of(build: Build) -> None:

@@ -47,6 +47,13 @@ def test_an_entry_is_whole(entry: Category) -> None:
     check_origins(entry.key, [public.source for public in entry.sources])
 
 
+def test_classes_that_a_model_chooses_are_not_called_texts_of_the_same_class() -> None:
+    labelled = {entry.key: entry for entry in ENTRIES if entry.writing.prompt == "labels"}
+    told = {name: entry.writing.instruction or entry.instruction for name, entry in labelled.items()}
+    assert [name for name, text in told.items() if re.search(r"\b(same|equally)\b", text)] == []
+    assert [name for name, entry in labelled.items() if "unclear" in entry.writing.labels] == []
+
+
 def test_the_registry_is_as_large_as_is_said() -> None:
     assert len(ENTRIES) >= 120
 

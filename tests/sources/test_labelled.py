@@ -12,6 +12,7 @@ import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from reading import output, rows, shaped
 
 from datakit.recipe import HuggingFaceSource
@@ -119,6 +120,19 @@ def test_positives_are_of_the_class_and_negatives_of_others(tmp_path: Path) -> N
     # One text of each other class comes before a second one of any; the text of two classes may stand in the way.
     varied = [len({min(label_of[text]) for text in negatives(row)}) == 3 for row in found]
     assert sum(varied) > 0.8 * len(varied)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"query": {"template": "Find: {query}"}}, {"positive": "label"}, {"negative": ["negative", {"template": "{negative}!"}]}],
+)
+def test_exemplars_are_taken_as_they_are(changed: dict[str, Any], tmp_path: Path) -> None:
+    """Their side of the split was foretold for these texts."""
+    columns = {"query": "query", "positive": "positive", "negative": ["negative"], "label": "label"}
+    shaped(tmp_path, EXEMPLARS, columns=columns)
+    shaped(tmp_path, NAMES, columns=columns | changed)
+    with pytest.raises(ValidationError, match="'columns' makes new texts of exemplars"):
+        shaped(tmp_path, EXEMPLARS, columns=columns | changed)
 
 
 def test_large_classes_are_worked_on_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,7 @@ class ChatServer:
         self.answered: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.busy = self.most_at_once = 0
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -124,6 +125,7 @@ class ChatServer:
                     server.busy += 1
                     server.most_at_once = max(server.most_at_once, server.busy)
                     server.keys.append(self.headers.get("authorization"))
+                    server.headers.append({name.lower(): value for name, value in self.headers.items()})
                 try:
                     self._reply(request, body, server.script(number, body))
                 finally:

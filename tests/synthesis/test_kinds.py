@@ -121,6 +121,18 @@ def test_graded_texts_have_the_score_of_their_form(tmp_path: Path) -> None:
     assert refused, "what the prompt says of a form is no sentence"
 
 
+def test_a_text_more_than_the_forms_has_no_score_and_is_rejected(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> str:
+        lines = [f"{number}. {form}." for number, form in re.findall(r"^(\d)\. (.*)$", last(body), re.MULTILINE)]
+        # The second repeats the first, so that there is room for one more.
+        return "\n".join(["1. Bees fly.", "2. Bees fly.", *lines[2:], f"{len(lines) + 1}. Cats sleep on the roof."])
+
+    output, _ = written(tmp_path, answer, {"prompt": "graded"}, texts=SENTENCES)
+    assert output.report.counts.rejected["more_than_asked"] > 0
+    assert rows(output)
+    assert all(row["score"] is not None for row in rows(output))
+
+
 def test_a_class_is_the_positive_and_the_others_are_negatives(tmp_path: Path) -> None:
     labels = ["work", "food", "weather"]
 
@@ -181,6 +193,14 @@ def test_queries_are_written_in_the_languages_that_are_named(tmp_path: Path) -> 
     assert {row["language"] for row in found} == {"de", "sw"}
     assert {row["positive_language"] for row in found} == {"en"}
     assert sum("Write in Swahili." in last(body) for body in bodies) == sum(row["language"] == "sw" for row in found)
+
+
+def test_what_is_for_another_language_is_never_asked_for_in_that_of_the_text(tmp_path: Path) -> None:
+    writing = {"languages": ["en-GB", "de"], "other_language": True, "instruction": "Retrieve it in another language"}
+    output, _ = written(
+        tmp_path, lambda body: f"1. was ist {digest(last(body))}", writing, texts=[" ".join(SENTENCES)], min_words=30
+    )
+    assert {(row["language"], row["instruction"]) for row in rows(output)} == {("de", "Retrieve it in another language")}
 
 
 def brainstormed(body: dict[str, Any]) -> str:

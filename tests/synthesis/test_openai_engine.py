@@ -18,9 +18,9 @@ from stepping import run_step
 
 from datakit.errors import BuildError, UserError
 from datakit.schema import digest
-from datakit.synthesis.engines import Answer, Conversation, Message, make
+from datakit.synthesis.engines import REFUSED, Answer, Conversation, Message, make
 from datakit.synthesis.engines import openai as engine_module
-from datakit.synthesis.engines.openai import _retry_after
+from datakit.synthesis.engines.openai import REFUSALS_IN_A_ROW, _retry_after
 
 
 class Kept:
@@ -34,6 +34,9 @@ class Kept:
     def may_ask(self, count: int) -> bool:
         self.allowed -= count
         return self.allowed >= 0
+
+    def has_answers(self) -> bool:
+        return bool(self.answers)
 
     def answered(self, answers: Any) -> None:
         self.answers.update(answers)
@@ -115,7 +118,7 @@ def test_retry_after_is_read_in_all_its_forms() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
 def test_a_refusal_is_the_persons_to_mend_and_is_not_repeated(status: int) -> None:
     body = json.dumps({"error": {"message": "no such model"}}).encode()
     with serving(lambda number, _: Fault(status, body=body)) as server:
@@ -124,7 +127,91 @@ def test_a_refusal_is_the_persons_to_mend_and_is_not_repeated(status: int) -> No
         assert len(server.attempts) == 1
 
 
-def test_an_endpoint_that_nobody_serves_is_named_within_seconds() -> None:
+def refuses(*numbers: int, status: int = 400, code: str | None = None) -> Script:
+    """A server that does not take the requests of these numbers."""
+    fault = Fault(status, body=json.dumps({"error": {"message": "not  that\n" + "x" * 400, "code": code}}).encode())
+    asked = {f"Say {number}." for number in numbers}
+    return lambda _, body: fault if body["messages"][0]["content"] in asked else None
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_prompt_that_is_refused_where_others_are_answered_is_an_answer_of_its_own(
+    status: int, concurrency: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(refuses(0, 1, 7, 9, status=status)) as server:
+        desk = ask(server, count=10, concurrency=concurrency)
+        assert len(server.attempts) == 10, "a refusal is asked for once"
+    refused = [answer for answer in desk.answers.values() if answer.finish_reason == REFUSED]
+    assert refused == [Answer(f"HTTP {status}: " + ("not that " + "x" * 400)[:300], REFUSED, 0, 0)] * 4
+    assert len(desk.answers) == 10
+    assert not desk.failures
+    assert sum("the server refuses a prompt" in record.message for record in caplog.records) == 1
+
+
+def test_refusals_say_nothing_of_their_prompts_where_nothing_was_answered() -> None:
+    everything = range(100)
+    with serving(refuses(*everything)) as server:
+        with pytest.raises(UserError, match=r"refuses requests for the model 'm' \(HTTP 400: not that x+\). Check base_url"):
+            ask(server, count=100, concurrency=1, desk=(desk := Kept()))
+        assert len(server.attempts) == REFUSALS_IN_A_ROW
+        assert not desk.answers
+        with pytest.raises(UserError, match="Check base_url"):
+            ask(server, count=2, desk=desk)
+        assert not desk.answers
+
+
+def test_what_is_left_may_all_be_refused_where_an_earlier_run_has_answers() -> None:
+    with serving(refuses(0, 1)) as server:
+        desk = Kept()
+        desk.answered([("earlier", Answer("1. so", "stop", 1, 1))])
+        ask(server, count=2, desk=desk)
+    assert [answer.finish_reason for answer in desk.answers.values()] == ["stop", REFUSED, REFUSED]
+
+
+def test_a_server_that_takes_nothing_any_more_stops_the_build_and_its_refusals_are_not_kept() -> None:
+    with serving(refuses(*range(5, 100))) as server:
+        with pytest.raises(UserError, match="Check base_url"):
+            ask(server, count=100, concurrency=1, desk=(desk := Kept()))
+        assert len(server.attempts) == 5 + REFUSALS_IN_A_ROW
+    assert [answer.finish_reason for answer in desk.answers.values()] == ["stop"] * 5
+
+
+def test_a_refusal_that_is_about_the_account_or_the_model_stops_at_once() -> None:
+    with serving(refuses(3, code="billing_hard_limit_reached")) as server:
+        with pytest.raises(UserError, match="Check base_url"):
+            ask(server, count=10, concurrency=1, desk=(desk := Kept()))
+        assert len(desk.answers) == 3
+
+
+def test_a_server_that_answered_an_earlier_step_is_waited_for(quick: None) -> None:
+    with serving() as server:
+        ask(server)
+    with pytest.raises(BuildError, match="failed 5 times") as raised:
+        ask(server, attempts=5)
+    assert not isinstance(raised.value, UserError)
+
+
+def test_what_the_environment_says_for_openai_goes_to_openai_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "an-organisation")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "a-project")
+    with serving() as server:
+        ask(server)
+        (headers,) = server.headers
+    assert not {"openai-organization", "openai-project"} & set(headers)
+    assert "an-organisation" not in str(headers)
+    with serving() as server:
+        # The same client, told that the server is OpenAI's.
+        monkeypatch.setattr(engine_module.OpenAIChat, "_headers", lambda _: {})
+        ask(server)
+        assert server.headers[0]["openai-organization"] == "an-organisation"
+    monkeypatch.undo()
+    assert engine_module.OpenAIChat("e", openai_engine("https://api.openai.com/v1"), {})._headers() == {}
+
+
+def test_an_endpoint_that_nobody_serves_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another test may have had an answer at this port.
+    monkeypatch.setattr(engine_module, "_reached", set())
     with serving() as server:
         url = server.url
     started = time.monotonic()

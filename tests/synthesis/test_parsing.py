@@ -69,7 +69,7 @@ def test_no_answer_raises_and_each_gives_items_or_a_reason(text: str, count: int
     assert len(accepted) <= count
     for texts in accepted:
         assert texts.keys() == set(names or (TEXT,))
-        assert all(folded(text) and "\n" not in text for name, text in texts.items() if name != "score")
+        assert all(folded(each) and ("\n" not in each or "```" in text) for name, each in texts.items() if name != "score")
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,16 @@ def test_no_answer_raises_and_each_gives_items_or_a_reason(text: str, count: int
         "<think>1. hm\n2. well</think>\n1. what is a\n2. what is b",
         "1.   what  is\ta \n2. what is b\r\n",
         "1. what\nis a\n2. what is\n   b\n\nthese are both",
+        'Here they are:\n```json\n{\n "queries": [\n  "what is a",\n  "what is b"\n ]\n}\n```\nI hope this helps!',
     ],
 )
 def test_lists_are_read_however_they_are_written(text: str) -> None:
     assert kept(text) == ["what is a", "what is b"]
+
+
+def test_an_object_of_as_many_texts_as_were_asked_for_holds_them_under_any_name() -> None:
+    assert kept('{"keywords": "what is a", "question": "what is b"}', 2) == ["what is a", "what is b"]
+    assert kept('{"question": "what is b", "why": "it is asked"}', 1) == ["what is b"]
 
 
 def test_lines_that_ask_are_questions_where_there_is_no_list() -> None:
@@ -170,11 +176,23 @@ def test_fields_that_were_asked_for_are_read_back(texts: list[tuple[str, str, st
         "Query:\nbees in winter\nPositive:\nThey live on honey.\nNegative:\nThey visit flowers.",
         '{"user_query": "bees in winter", "positive_document": "They live on honey.", "hard_negative_document": "They visit flowers."}',
         '```json\n[{"query": "bees in winter", "positive": "They live on honey.", "negative": "They visit flowers."}]\n```',
+        "```\nQuery: bees in winter\nPositive: They live on honey.\nNegative: They visit flowers.\n\n```",
         '{"items": [{"query": "bees in winter", "positive": "They live on honey.", "negative": "They visit flowers."}]}',
     ],
 )
 def test_fields_are_read_however_they_are_written(text: str) -> None:
     assert fields(text, *PAIR) == [(PAIR, None)]
+
+
+def test_a_text_of_several_paragraphs_is_whole_up_to_the_next_name() -> None:
+    text = "Positive: One.\n\nTwo.\nThree.\n\nHere is the other:\n\nNegative: Four.\n\nI hope this helps!"
+    assert fields(text, "positive", "negative") == [({"positive": "One. Two. Three.", "negative": "Four."}, None)]
+
+
+def test_a_program_keeps_its_lines_and_loses_its_fence() -> None:
+    program = "def f(x):\n    if x:\n        return 1\n\n    return 2"
+    text = f"Positive:\n```python\n{program}\n```\n\nNegative: ```js\nlet a = 1\n\nf(a)\n```\nDone!"
+    assert fields(text, "positive", "negative") == [({"positive": program, "negative": "let a = 1\n\nf(a)"}, None)]
 
 
 def test_what_is_wrong_with_fields_is_a_reason() -> None:
@@ -215,3 +233,4 @@ def test_a_class_is_chosen_when_one_and_only_one_is_named() -> None:
     assert [chosen(text, labels) for text in answers] == [
         "positive", "negative", "very positive", "Not Sure", None, None, None,
     ]  # fmt: skip
+    assert chosen("either man or woman", ["man", "woman"]) is None, "a word is no part of another"

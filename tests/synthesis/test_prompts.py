@@ -105,6 +105,16 @@ def test_the_example_of_a_personas_register_goes_before_in_the_form_of_an_answer
     assert len(set(answers.values())) == 4
 
 
+def test_an_example_is_in_its_own_language_and_has_each_form_once() -> None:
+    prompt = load("questions", small=True)
+    conversation = said(prompt, forms=("question", "question", "phrase", "question"), language="fr")
+    _, asked, answer, last = (message.content for message in conversation.messages)
+    assert "French" not in asked
+    assert "Write 2 questions" in asked
+    assert [line[:2] for line in answer.splitlines()] == ["1.", "2."]
+    assert "Write 4 questions in French" in last
+
+
 def test_an_example_for_a_form_is_shown_with_that_form() -> None:
     prompt = load("brainstorm", small=True)
     short, long = (said(prompt, forms=(form,)).messages[2].content for form in ("short-short", "short-long"))

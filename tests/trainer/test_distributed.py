@@ -25,7 +25,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from toys import COLOURS, THINGS, MakeBuild, command_line, row, save_base, tiny_config, toy_config, toy_rows, write_config
 
-from datakit.errors import UserError
 from datakit.opened import Build, open_build
 from trainer import checkpoint, distributed, loop, stages, unpadded
 from trainer.config import ModelConfig, Stage
@@ -266,14 +265,10 @@ def test_what_one_process_cannot_do_ends_all(base: str, toy_build: Build, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def spread_sparse(base: str) -> None:
-    with distributed.joined():
-        encoder = load_encoder(ModelConfig.model_validate({"base": base, "embeddings": "sparse"}))
-        with pytest.raises(UserError, match=r"fsdp cannot divide model\.embeddings: sparse; allowed with it: trained, frozen"):
-            distributed.spread(encoder, "fsdp")
-
-
 def test_what_fsdp_cannot_divide_is_refused(base: str) -> None:
-    launch(spread_sparse, base)
+    with pytest.raises(
+        ValueError, match=r"fsdp, which cannot divide model\.embeddings: sparse; allowed with it: trained, frozen"
+    ):
+        toy_config(base, training={"parallel": "fsdp"}, model={"embeddings": "sparse"})
     with pytest.raises(ValueError, match="precision is float16 with parallel: fsdp; allowed with it: auto, float32, bfloat16"):
         toy_config(base, training={"parallel": "fsdp", "precision": "float16"})

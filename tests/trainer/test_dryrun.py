@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from toys import save_base, tiny_config, toy_config
+from toys import MakeBuild, row, save_base, tiny_config, toy_config, toy_rows
 
 from datakit.errors import UserError
 from datakit.opened import Build
@@ -56,7 +56,7 @@ def test_a_base_that_is_not_here_is_said_and_nothing_else_stops() -> None:
         assert "is no folder here" in said
 
 
-def test_what_a_run_would_be_refused_for_is_refused(tiny_base: str, toy_build: Build) -> None:
+def test_what_a_run_would_be_refused_for_is_refused(tiny_base: str, toy_build: Build, make_build: MakeBuild) -> None:
     with pytest.raises(UserError, match="gives vectors of 32 dimensions"):
         list(check(toy_config(tiny_base, loss={"dimensions": [64]}), toy_build, None))
     with pytest.raises(UserError, match="There is no stage 'two'"):
@@ -65,6 +65,14 @@ def test_what_a_run_would_be_refused_for_is_refused(tiny_base: str, toy_build: B
         list(check(toy_config(tiny_base, loss={"distillation": {"teacher": "./no/teacher"}}), toy_build, None))
     with pytest.raises(UserError, match=r"evaluation.encoders: '~/no/encoder' is not there"):
         list(check(toy_config(tiny_base, evaluation={"encoders": ["some/name", "~/no/encoder"]}), toy_build, None))
+    with pytest.raises(UserError, match="Two things of the run would have the name 'model'"):
+        list(check(toy_config(tiny_base, [{"name": "model"}]), None, None))
+    with pytest.raises(UserError, match="empty' has no rows in 'validation'"):
+        list(check(toy_config(tiny_base), make_build(toy_rows(), [], name="empty"), None))
+    scored = make_build([row("a", "b", score=0.5)], [], name="scored")
+    for build, said in (("./no/build", "no/build"), (scored.path, "scored' has no row in 'train' that stage 'one'")):
+        with pytest.raises(UserError, match=said):
+            list(check(toy_config(tiny_base, consolidation={"strength": 1.0, "build": build}), toy_build, None))
     for base in ("./nowhere", "/nowhere", "~/nowhere", "no/owner/name", "no name"):
         with pytest.raises(UserError, match=f"The base '{base}' is not there. Give a folder, a name on the hub"):
             list(check(toy_config(base), toy_build, None))

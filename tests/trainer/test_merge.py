@@ -20,6 +20,7 @@ from toys import toy_config
 from datakit import storage
 from datakit.errors import UserError
 from datakit.opened import Build
+from trainer import Embedder
 from trainer.cli import main
 from trainer.config import ModelConfig
 from trainer.evaluation.retrieval import evaluate_encoder, load_task
@@ -168,11 +169,25 @@ def test_a_merge_that_is_stopped_leaves_nothing_and_the_next_one_is_whole(
             patch.setattr(module, name, stop)
             merge(models, str(output), build=object())  # type: ignore[arg-type]
         assert sorted(each.name for each in tmp_path.iterdir()) == ["one", "other"]
-    (tmp_path / "merged.tmp").mkdir()  # what a kill leaves
-    (tmp_path / "merged.tmp" / "half").touch()
+    (tmp_path / "merged.trainer.tmp").mkdir()  # what a kill leaves
+    (tmp_path / "merged.trainer.tmp" / "half").touch()
+    (tmp_path / "merged.tmp").mkdir()  # somebody's own
     merge(models, str(output))
     assert not (output / "half").exists()
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["merged", "one", "other"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["merged", "merged.tmp", "one", "other"]
+
+
+def test_models_that_share_no_dimension_make_one_that_opens(
+    variant: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = [variant("one", 1), variant("other", 2)]
+    for model, dimension in zip(models, (32, 8), strict=True):
+        (Path(model) / "matryoshka.json").write_text(json.dumps({"dimensions": [dimension]}))
+    merge(models, str(tmp_path / "merged"))
+    found = Embedder.load(str(tmp_path / "merged"))
+    assert found.dimensions == []
+    assert found.encode(["the red house"], dim=8).shape == (1, 8)
+    assert "Dimension 8 was not trained; those that were: none." in caplog.text
 
 
 def test_what_cannot_be_merged_is_refused_in_a_sentence(variant: Make, tmp_path: Path) -> None:

@@ -440,6 +440,23 @@ def test_where_one_layer_is_left_to_drop_that_is_said(tiny_base: str, caplog: py
     assert "layers.dropout has no effect: of 3 layers one alone is not frozen" in caplog.text
 
 
+def test_earlier_rows_may_be_graded_but_not_all(tiny_base: str, build: Build, make_build: MakeBuild, tmp_path: Path) -> None:
+    held = {"consolidation": {"strength": 1.0, "rows": 2, "build": build.path}}
+    stages.do(config_of(tiny_base, held, training={"steps": 1}), build, str(tmp_path / "run"), QUIET)
+    alone = make_build([graded(number) for number in range(8)], [graded(9)], name="graded")
+    held = {"objectives": {}, "consolidation": {"strength": 1.0, "build": alone.path}}
+    with pytest.raises(UserError, match=r"graded' has no row in 'train' that stage 'one' can be trained on"):
+        stages.do(config_of(tiny_base, held), build, str(tmp_path / "no"), QUIET)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("name", ["training", "items"])
+def test_an_objective_with_a_head_has_no_name_that_torch_uses(name: str, tiny_base: str) -> None:
+    config = config_of(tiny_base, {"objectives": {name: {"tasks": ["retrieval"]}}}, model={"heads": {"layers": 2, "width": 1}})
+    with pytest.raises(UserError, match=f"an objective cannot be named '{name}'"):
+        stages.prepared(config, config.stages[0])
+
+
 def test_what_cannot_be_is_refused_before_training(tiny_base: str, build: Build, tmp_path: Path) -> None:
     wrong = {"second": {"tasks": ["bitext"]}, **OBJECTIVES}
     config = config_of(tiny_base, {}, {"name": "two", "objectives": wrong})

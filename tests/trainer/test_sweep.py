@@ -262,6 +262,15 @@ def test_mistakes_are_told_before_anything_is_written(changes: dict[str, Any], s
     assert not (files / "out").exists()
 
 
+def test_a_mistake_in_the_last_stage_is_told_before_the_first_is_trained(files: Path) -> None:
+    run = yaml.safe_load((files / "run.yaml").read_text())
+    run["stages"][1]["objectives"] = {"o": {"tasks": ["bitext"]}}
+    (files / "run.yaml").write_text(yaml.safe_dump(run))
+    with pytest.raises(UserError, match=r"Stage 'second': no row .* is of objective 'o'"):
+        do(files)
+    assert not (files / "out").exists()
+
+
 def test_without_optuna_the_extra_is_named(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'datakit\[sweep\]'"):

@@ -159,6 +159,21 @@ def test_a_repeat_whose_first_attempt_was_moved_away_is_not_taken_for_the_stage(
     assert "nothing is left to do" not in caplog.text
 
 
+@pytest.mark.parametrize("left", ["one-2", "two"])
+def test_a_stage_is_not_changed_while_what_began_after_it_is_there(
+    left: str, tiny_base: str, toy_build: Build, tmp_path: Path
+) -> None:
+    """Or the repeat would be taken for one of the changed stage, and the later stage for one that began with its weights."""
+    names = [{"name": "one", "gate": {"min_gain": 0.9, "repeats": 1}}, {"name": "two"}]
+    claimed(toy_config(tiny_base, names), toy_build, str(tmp_path / "run"))
+    (tmp_path / "run" / left).mkdir()
+    changed = toy_config(tiny_base, [{**names[0], "optimizer": {"learning_rate": 1e-5}}, names[1]])
+    with pytest.raises(UserError, match=r"differs in: stages\.one\.optimizer\.learning_rate\. .* those of its repeats"):
+        open_run(changed, toy_build, str(tmp_path / "run"))
+    (tmp_path / "run" / left).rmdir()
+    open_run(changed, toy_build, str(tmp_path / "run"))
+
+
 def test_another_teacher_at_the_same_path_is_another_run(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
     shutil.copytree(locate(TEACHER), teacher)
@@ -167,6 +182,20 @@ def test_another_teacher_at_the_same_path_is_another_run(tiny_base: str, toy_bui
     with open(teacher / "README.md", "a") as file:
         file.write("changed")
     with pytest.raises(UserError, match=r"holds a run that differs in: stages\.one\.files of the teacher"):
+        train(config, toy_build, tmp_path / "run")
+
+
+def test_a_finished_run_outlives_its_teacher(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
+    teacher, distillation = tmp_path / "teacher", {"distillation": {"teacher": str(tmp_path / "teacher")}}
+    shutil.copytree(locate(TEACHER), teacher)
+    config = toy_config(tiny_base, [{"loss": distillation}, {"name": "two"}], training={"steps": 1})
+    stages.do(config, toy_build, str(tmp_path / "run"), QUIET, "one")
+    shutil.rmtree(teacher)
+    done = train(config, toy_build, tmp_path / "run")
+    assert train(config, toy_build, tmp_path / "run") == done
+    (tmp_path / "run" / "one").rename(tmp_path / "away")
+    (tmp_path / "run" / "two").rename(tmp_path / "away-too")
+    with pytest.raises(UserError, match=r"The teacher '.*/teacher' could not be loaded"):
         train(config, toy_build, tmp_path / "run")
 
 
@@ -185,6 +214,15 @@ def test_a_folder_in_the_place_of_a_link_is_left_as_it_is(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"latest' is a folder, and a link to '0123' is to stand there"):
         point(str(tmp_path / "latest"), "0123")
     assert [each.name for each in tmp_path.rglob("*")] == ["latest", "mine"]
+
+
+def test_a_folder_in_the_place_of_the_newest_model_is_told_before_training(
+    tiny_base: str, toy_build: Build, tmp_path: Path
+) -> None:
+    run = claimed(toy_config(tiny_base), toy_build, str(tmp_path / "run"))
+    (tmp_path / "run" / "model").mkdir()
+    with pytest.raises(UserError, match=r"run/model' is a folder, and a link to the newest model is to stand there"):
+        open_run(run.config, toy_build, run.folder)
 
 
 def test_of_two_encoders_in_folders_of_one_name_both_are_told(tiny_base: str, toy_build: Build, tmp_path: Path) -> None:
@@ -325,6 +363,8 @@ def test_a_gate_repeats_a_stage_at_a_lower_rate_and_stops_the_run_with_a_report(
     assert {attempt.before for attempt in second.attempts} == {first.after[32].score}
     assert (folder / "model").resolve() == (folder / "first" / "model").resolve()
     assert "second, attempt 2" in (folder / "report.html").read_text()
+    stages.do(config, toy_build, str(folder), QUIET, "first")
+    assert Metrics.model_validate_json((folder / "metrics.json").read_text()) == metrics, "what was not passed is still told"
     # Both attempts began with the same weights: at a rate near 0 they would end there.
     going_on = toy_config(
         tiny_base, [{"name": "first", **steps}, {"name": "second", "gate": {**gate, "otherwise": "go_on"}, **steps}]

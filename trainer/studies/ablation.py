@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import takewhile
 from pathlib import Path as FilePath
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import polars as pl
@@ -39,7 +39,7 @@ from trainer.config import Config
 from trainer.evaluation import retrieval
 from trainer.evaluation.sets import load_sets
 from trainer.model import load_encoder
-from trainer.run import Run, claim, open_run, stage_builds
+from trainer.run import Run, claim, claimed, open_run, stage_builds
 from trainer.studies.ablation_components import Custom, Name, without
 from trainer.studies.building import built, digests
 
@@ -58,7 +58,9 @@ class Ablation(Model):
     run: Path = Field(description="The run file with all components.")
     recipe: Path | None = Field(None, description="The mixture file; needed where a component changes it.")
     build: Path | None = Field(None, description="A built data set, in place of the recipe.")
-    seeds: list[int] = Field([0, 1], min_length=2, description="Of the run. With two an interval is wide: t is 12.7.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(
+        [0, 1], min_length=2, description="Of the run. With two an interval is wide: t is 12.7."
+    )
     sets: Path | None = Field(None, description="Local sets, as for `trainer evaluate --sets`, beside the dev metric.")
     components: list[Name | Custom] = Field(min_length=1)
 
@@ -167,6 +169,10 @@ def ablate(file: str, output: str | None, workers: int | None, console: Console)
     for name, (made, other) in zip(wanted.names, changed, strict=True):
         own = built(made, os.path.join(builds, name), workers, console) if made is not None else build
         variants.append(on(Variant(name, other, own, build), whole, folder))
+    for variant in (whole, *variants):
+        run = run_of(variant, wanted.seeds[0], folder)
+        if not claimed(run):
+            stages.preflight(run)
     full = {seed: trained(whole, seed, None, folder, console) for seed in wanted.seeds}
     report = Report(name=config.name, seeds=wanted.seeds, gates=config != given, components=[])
     for variant in variants:
@@ -228,10 +234,14 @@ def held_out(full: Build, other: Build, folder: str) -> Build:
     return open_build(target)
 
 
+def run_of(variant: Variant, seed: int, folder: str) -> Run:
+    config = variant.config.model_copy(update={"seed": seed})
+    return open_run(config, variant.dev, os.path.join(folder, "runs", variant.name, f"seed-{seed}"))
+
+
 def trained(variant: Variant, seed: int, full: Run | None, folder: str, console: Console) -> Trained:
     """The run of a variant and a seed, done or gone on with."""
-    config = variant.config.model_copy(update={"seed": seed})
-    run = open_run(config, variant.dev, os.path.join(folder, "runs", variant.name, f"seed-{seed}"))
+    run = run_of(variant, seed, folder)
     shared = common_stages(run, full) if full is not None else []
     claim(run)
     os.makedirs(os.path.join(folder, "teacher"), exist_ok=True)
@@ -241,7 +251,7 @@ def trained(variant: Variant, seed: int, full: Run | None, folder: str, console:
         for name in ("before.json", *shared):
             linked(full.path(name), run.path(name))
     log.info("%s, seed %d: '%s'", variant.name, seed, run.folder)
-    stages.do(config, variant.dev, run.folder, console)
+    stages.do(run.config, variant.dev, run.folder, console)
     return Trained(run.path("model"), run, shared)
 
 

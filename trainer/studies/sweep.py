@@ -183,10 +183,13 @@ def check(search: Search) -> None:
 
 
 def claim_folder(search: Search) -> None:
-    """Writes down what the folder is for. Raises UserError where it is for something else. The number of trials may change."""
+    """Writes down what the folder is for, when all stages can begin. The number of trials may change.
+
+    Raises UserError where it is for something else.
+    """
     # Nothing lies at that path or is written there: it is asked what decides the weights.
-    identity = open_run(search.config, search.build, search.path(0)).identity
-    del identity["processes"]
+    run = open_run(search.config, search.build, search.path(0))
+    identity = {name: each for name, each in run.identity.items() if name != "processes"}
     identity |= search.wanted.model_dump(mode="json", include={"space", "metric"}) | {"seed of the sweep": search.wanted.seed}
     path = os.path.join(search.folder, "identity.json")
     if os.path.isfile(path):
@@ -199,6 +202,7 @@ def claim_folder(search: Search) -> None:
     elif os.path.lexists(search.folder) and not (os.path.isdir(search.folder) and not os.listdir(search.folder)):
         raise UserError(f"The output '{search.folder}' is not empty and holds no sweep. Choose another --output.")
     else:
+        stages.preflight(run)
         storage.write_json(path, identity)
 
 

@@ -49,9 +49,16 @@ class Request:
     conversation: Conversation
 
 
+# The `finish_reason` of an answer that is none: the model, or who serves it, would not take this prompt.
+REFUSED = "refused"
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote. `finish_reason` is "stop", or "length" where it was cut off; lengths are in tokens."""
+    """What a model wrote. `finish_reason` is "stop", or "length" where it was cut off; lengths are in tokens.
+
+    With REFUSED, `text` says why the prompt was not taken, and is nothing that a model wrote.
+    """
 
     text: str
     finish_reason: str
@@ -73,6 +80,10 @@ class Desk(Protocol):
 
     def answered(self, answers: Sequence[tuple[str, Answer]]) -> None:
         """Keeps the answers of one batch, by key: from here on they are never asked for again."""
+        ...
+
+    def has_answers(self) -> bool:
+        """Whether the model has answered anything in this build, now or in an earlier run: then a refusal is about its prompt."""
         ...
 
     def failed(self, key: str, kind: str) -> None:

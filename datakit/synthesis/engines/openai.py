@@ -12,13 +12,14 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 
 from datakit.errors import BuildError, DatakitError, UserError
 from datakit.recipe import OpenAIEngine
 from datakit.synthesis import prompts
-from datakit.synthesis.engines import Answer, Batch, Conversation, Desk, Request, request_key
+from datakit.synthesis.engines import REFUSED, Answer, Batch, Conversation, Desk, Request, request_key
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,20 @@ WORKERS_OF_A_CLIENT = 64
 # 408 and 409 say "again", 429 "later"; 5xx may pass.
 RATE_LIMITED, SERVER_ERROR, CONNECTION, TIMEOUT, MALFORMED = "rate_limited", "server_error", "connection", "timeout", "malformed"
 _AGAIN = {408: TIMEOUT, 409: SERVER_ERROR, 429: RATE_LIMITED}
+# What servers say of one prompt: a filter of contents stands before the model, or the prompt is too long for it.
+_OF_THE_PROMPT = {400, 413, 422}
+# Codes that are never about a prompt, whatever the status: the account, the key, the model, a field of the request.
+_OF_ALL_REQUESTS = {
+    "billing_hard_limit_reached", "insufficient_quota", "invalid_api_key", "model_not_found", "unsupported_parameter",
+    "unsupported_value",
+}  # fmt: skip
+# So many refusals with no answer between them are no chance: the server takes none of these requests, or none any more.
+REFUSALS_IN_A_ROW = 20
+# Of the environment, for OpenAI itself.
+_OF_OPENAI = ("OpenAI-Organization", "OpenAI-Project")
+
+# Addresses that this process has had an answer from, whatever it said. Each step has an engine of its own.
+_reached: set[str] = set()
 
 
 class Failed(Exception):
@@ -42,17 +57,27 @@ class Failed(Exception):
         self.pause = pause
 
 
+class Refused(Exception):
+    """The server does not take this prompt."""
+
+
 class OpenAIChat:
-    """Requests to a server, `concurrency` at a time. Each is its own batch: nothing that stands beside it decides its answer."""
+    """Requests to a server, `concurrency` at a time. Each is its own batch: nothing that stands beside it decides its answer.
+
+    A prompt that the server refuses is answered with REFUSED and the server's words, where the server answers others. Until that
+    is known refusals are held back: one that is kept is never asked for again.
+    """
 
     def __init__(self, name: str, config: OpenAIEngine, identity: Mapping[str, Any]) -> None:
         self.name = name
         self.config = config
         self.identity = identity
         self.loading_seconds = 0.0
-        self._reached = False
+        self._held: list[tuple[str, Answer]] = []
+        self._refused_in_a_row = 0
         self._usage_missing = False
         self._only_thought = False
+        self._warned_of_refusal = False
 
     def batches(self, conversations: Sequence[Conversation]) -> list[Batch]:
         return [
@@ -79,7 +104,7 @@ class OpenAIChat:
                 try:
                     answer = await self._answer(client, request, desk, stop)
                     if answer is not None:
-                        desk.answered([(request.key, answer)])
+                        self._tell(desk, request.key, answer)
                 except DatakitError as error:
                     errors.append(error)
                     stop.set()
@@ -88,25 +113,63 @@ class OpenAIChat:
         async with AsyncExitStack() as stack:
             clients = [
                 await stack.enter_async_context(
-                    openai.AsyncOpenAI(base_url=self.config.base_url, api_key=key, max_retries=0, timeout=limits)
+                    openai.AsyncOpenAI(
+                        base_url=self.config.base_url, api_key=key, max_retries=0, timeout=limits, default_headers=self._headers()
+                    )
                 )
                 for _ in range(0, self.config.concurrency, WORKERS_OF_A_CLIENT)
             ]
             async with asyncio.TaskGroup() as group:
                 for number in range(self.config.concurrency):
                     group.create_task(work(clients[number // WORKERS_OF_A_CLIENT]))
+        self._tell_held(desk, stopped=bool(errors))
         if errors:
             raise errors[0]
+
+    def _headers(self) -> dict[str, Any]:
+        """Takes out what the client reads from the environment: it is OpenAI's, and would go to a server that nobody meant."""
+        of_openai = urlsplit(self.config.base_url).hostname == "api.openai.com"
+        return {} if of_openai else {name: openai.Omit() for name in _OF_OPENAI}
+
+    def _tell(self, desk: Desk, key: str, answer: Answer) -> None:
+        """Tells the desk of an answer, and of the refusals before it. Raises a UserError where there are only refusals."""
+        self._held.append((key, answer))
+        if answer.finish_reason != REFUSED:
+            self._refused_in_a_row = 0
+            self._hand_over(desk)
+            return
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= REFUSALS_IN_A_ROW:
+            raise self._refused(answer.text)
+
+    def _tell_held(self, desk: Desk, *, stopped: bool) -> None:
+        """Tells the desk of the refusals after the last answer; without any answer they say nothing of their prompts."""
+        if self._held and self._refused_in_a_row < REFUSALS_IN_A_ROW:
+            if desk.has_answers():
+                self._hand_over(desk)
+            elif not stopped:
+                raise self._refused(self._held[-1][1].text)
+
+    def _hand_over(self, desk: Desk) -> None:
+        """Tells the desk of all that is held."""
+        held, self._held = self._held, []
+        refused = [answer.text for _, answer in held if answer.finish_reason == REFUSED]
+        if refused and not self._warned_of_refusal:
+            log.warning("%s: the server refuses a prompt (%s). Work goes on without such prompts.", self.name, refused[0])
+            self._warned_of_refusal = True
+        desk.answered(held)
 
     async def _answer(self, client: openai.AsyncOpenAI, request: Request, desk: Desk, stop: asyncio.Event) -> Answer | None:
         """The answer to one request, after as many attempts as it takes; None when everything was stopped in between."""
         for attempt in range(1, self.config.attempts + 1):
             try:
                 return await self._attempt(client, request.conversation)
+            except Refused as refusal:
+                return Answer(str(refusal), REFUSED, 0, 0)
             except Failed as failure:
                 desk.failed(request.key, failure.kind)
                 log.debug("%s: attempt %d of %d: %s: %s", self.name, attempt, self.config.attempts, failure.kind, failure)
-                nobody = failure.kind == CONNECTION and not self._reached
+                nobody = failure.kind == CONNECTION and self.config.base_url not in _reached
                 if attempt == self.config.attempts or (nobody and attempt >= FIRST_CONTACT_ATTEMPTS):
                     raise self._given_up(attempt, failure, nobody) from failure
                 growing = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
@@ -131,15 +194,18 @@ class OpenAIChat:
         except openai.APIConnectionError as error:
             raise Failed(CONNECTION, str(error.__cause__ or error)) from error
         except openai.APIStatusError as error:
-            self._reached = True
+            _reached.add(self.config.base_url)
             kind = _AGAIN.get(error.status_code) or (SERVER_ERROR if error.status_code >= 500 else None)
-            if kind is None or error.code == "insufficient_quota":
-                raise self._refused(error) from error
+            words = f"HTTP {error.status_code}: {_message(error)}"
+            if error.status_code in _OF_THE_PROMPT and error.code not in _OF_ALL_REQUESTS:
+                raise Refused(words) from error
+            if kind is None or error.code in _OF_ALL_REQUESTS:
+                raise self._refused(words) from error
             raise Failed(kind, _message(error), _retry_after(error.response.headers)) from error
         except openai.APIError as error:
-            self._reached = True
+            _reached.add(self.config.base_url)
             raise Failed(MALFORMED, f"the body is no answer: {error}") from error
-        self._reached = True
+        _reached.add(self.config.base_url)
         return self._read(answer, conversation)
 
     def _body(self, conversation: Conversation) -> dict[str, Any]:
@@ -183,10 +249,10 @@ class OpenAIChat:
             prompt, completion = sum(len(turn.content) for turn in conversation.messages) // 4, len(text) // 4
         return Answer(text, "length" if _member(choice, "finish_reason") == "length" else "stop", prompt, completion)
 
-    def _refused(self, error: openai.APIStatusError) -> UserError:
+    def _refused(self, words: str) -> UserError:
         return UserError(
             f"engines.{self.name}: the server at '{self.config.base_url}' refuses requests for the model '{self.config.model}' "
-            f"(HTTP {error.status_code}: {_message(error)}). Check base_url, model, api_key and the sampling fields."
+            f"({words}). Check base_url, model, api_key and the sampling fields."
         )
 
     def _given_up(self, attempts: int, failure: Failed, nobody: bool) -> DatakitError:

@@ -20,6 +20,7 @@ from datakit.synthesis import prompts
 from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
 from datakit.synthesis.engines.batches import fixed_batches, seed_of
 from datakit.synthesis.engines.loaded import loaded
+from datakit.synthesis.parsing import without_thought
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def generate(loaded: Loaded, config: TransformersEngine, conversations: Sequence
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     tokenizer, model = loaded.tokenizer, loaded.model
-    inputs = _inputs(loaded, conversations)
+    inputs = _inputs(loaded, conversations, config.chat_template_kwargs)
     width = inputs["input_ids"].shape[1]
     sampling: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:
@@ -157,18 +158,20 @@ def generate(loaded: Loaded, config: TransformersEngine, conversations: Sequence
     return answers
 
 
-def _inputs(loaded: Loaded, conversations: Sequence[Conversation]) -> dict[str, Any]:
+def _inputs(loaded: Loaded, conversations: Sequence[Conversation], told: Mapping[str, Any]) -> dict[str, Any]:
     """What `generate` takes for a batch. What comes before the last message is read once for all conversations that share it.
 
-    The cache of the shared beginnings is spread over the rows, and the last messages come after it, both padded on the left.
+    The cache of the shared beginnings is spread over the rows, and the last messages come after it, both padded on the left. The
+    chat template is told `told`.
     """
     import torch
 
     tokenizer, model = loaded.tokenizer, loaded.model
     wholes = [
-        tokenizer.apply_chat_template(each.as_dicts(), tokenize=False, add_generation_prompt=True) for each in conversations
+        tokenizer.apply_chat_template(each.as_dicts(), tokenize=False, add_generation_prompt=True, **told)
+        for each in conversations
     ]
-    beginnings = [_beginning(tokenizer, each, whole) for each, whole in zip(conversations, wholes, strict=True)]
+    beginnings = [_beginning(tokenizer, each, whole, told) for each, whole in zip(conversations, wholes, strict=True)]
     distinct = list(dict.fromkeys(beginnings))
 
     def tokens(texts: Sequence[str]) -> Any:
@@ -191,12 +194,12 @@ def _inputs(loaded: Loaded, conversations: Sequence[Conversation]) -> dict[str, 
     }
 
 
-def _beginning(tokenizer: Any, conversation: Conversation, whole: str) -> str:
+def _beginning(tokenizer: Any, conversation: Conversation, whole: str, told: Mapping[str, Any]) -> str:
     """A conversation without its last message, as its template begins; "" where that is no beginning that can be cut off."""
     messages = conversation.as_dicts()[:-1]
     if not messages:
         return ""
-    beginning: str = tokenizer.apply_chat_template(messages, tokenize=False)
+    beginning: str = tokenizer.apply_chat_template(messages, tokenize=False, **told)
     return beginning if whole.startswith(beginning) and _stands_alone(tokenizer, whole, len(beginning)) else ""
 
 
@@ -230,7 +233,8 @@ class Enough:
         for number, token in enumerate(input_ids[:, -1].tolist()):
             if self.done[number] or not self._has_line_break(token):
                 continue
-            if self.endings[number].search(self.tokenizer.decode(input_ids[number, self.width :], skip_special_tokens=True)):
+            said = self.tokenizer.decode(input_ids[number, self.width :], skip_special_tokens=True)
+            if self.endings[number].search(without_thought(said)):
                 self.done[number] = True
                 self.lengths[number] = input_ids.shape[1] - self.width
         return torch.tensor(self.done, device=input_ids.device)

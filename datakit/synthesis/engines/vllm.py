@@ -12,7 +12,7 @@ from datakit.assets import locate
 from datakit.errors import BuildError, MissingExtra, UserError
 from datakit.recipe import VllmEngine
 from datakit.synthesis import prompts
-from datakit.synthesis.engines import Answer, Batch, Conversation, Desk
+from datakit.synthesis.engines import REFUSED, Answer, Batch, Conversation, Desk, Request
 from datakit.synthesis.engines.batches import fixed_batches, seed_of
 from datakit.synthesis.engines.loaded import loaded
 
@@ -41,20 +41,54 @@ class VllmChat:
             started = time.monotonic()
             model = loaded(self.identity, lambda: load(self.name, self.config))
             self.loading_seconds += time.monotonic() - started
-            answers = self._generate(model, batch)
+            answers = self._answers(model, batch, desk)
             desk.answered([(request.key, answer) for request, answer in zip(batch, answers, strict=True)])
 
     def close(self) -> None:
         """The model stays, for the next step (loaded.py)."""
 
-    def _generate(self, model: Any, batch: Batch) -> list[Answer]:
-        """The answers to one batch; what vLLM fails with as an error for the person."""
+    def _answers(self, model: Any, batch: Batch, desk: Desk) -> list[Answer]:
+        """The answers to one batch. A prompt that vLLM refuses, such as one that is too long, is answered with REFUSED.
+
+        vLLM refuses the whole batch for it, so that the others are asked without it. Where all are refused and nothing was ever
+        answered, that says nothing of the prompts: a UserError.
+        """
+        seed, places = seed_of(batch), range(len(batch))
         try:
-            return generate(model, self.config, [request.conversation for request in batch], seed_of(batch))
+            return self._generate(model, self.config, batch, places, seed)
         except ValueError as error:
-            raise UserError(
-                f"engines.{self.name}: vLLM refuses a request: {_first_line(error)}. Finished answers are kept."
-            ) from error
+            # One token shows whether a prompt is taken.
+            short = self.config.model_copy(update={"max_tokens": 1})
+            refusals = {place: words for place in places if (words := self._refusal(model, short, batch[place], seed))}
+            if not refusals or (len(refusals) == len(batch) and not desk.has_answers()):
+                raise UserError(
+                    f"engines.{self.name}: vLLM refuses a request: {_first_line(error)}. Finished answers are kept."
+                ) from error
+        log.warning(
+            "%s: vLLM refuses %d of %d prompts of a batch (%s). Work goes on without them.",
+            self.name, len(refusals), len(batch), next(iter(refusals.values())),
+        )  # fmt: skip
+        answers = {place: Answer(words, REFUSED, 0, 0) for place, words in refusals.items()}
+        if others := [place for place in places if place not in refusals]:
+            written = self._generate(model, self.config, [batch[place] for place in others], others, seed)
+            answers |= zip(others, written, strict=True)
+        return [answers[place] for place in places]
+
+    def _refusal(self, model: Any, config: VllmEngine, request: Request, seed: int) -> str | None:
+        """Why vLLM does not take a prompt; None where it does."""
+        try:
+            self._generate(model, config, [request], [0], seed)
+        except ValueError as error:
+            return _first_line(error)
+        return None
+
+    def _generate(self, model: Any, config: VllmEngine, batch: Batch, places: Sequence[int], seed: int) -> list[Answer]:
+        """The answers to some requests, at `places` of their batch. A ValueError is vLLM's, for one that it does not take; what
+        else it fails with is an error for the person."""
+        try:
+            return generate(model, config, [request.conversation for request in batch], [seed + place for place in places])
+        except ValueError:
+            raise
         except Exception as error:
             raise BuildError(
                 f"engines.{self.name}: vLLM stopped: {type(error).__name__}: {_first_line(error)}. Its own log above says more. "
@@ -97,8 +131,8 @@ def load(name: str, config: VllmEngine) -> Any:
     return model
 
 
-def generate(model: Any, config: VllmEngine, conversations: Sequence[Conversation], seed: int) -> list[Answer]:
-    """The answers to one batch."""
+def generate(model: Any, config: VllmEngine, conversations: Sequence[Conversation], seeds: Sequence[int]) -> list[Answer]:
+    """The answers to some conversations, each sampled with its own seed."""
     from vllm import SamplingParams
 
     sampling = [
@@ -106,10 +140,10 @@ def generate(model: Any, config: VllmEngine, conversations: Sequence[Conversatio
             temperature=config.temperature,
             top_p=config.top_p,
             max_tokens=config.max_tokens,
-            seed=(seed + number) % 2**31,
+            seed=seed % 2**31,
             **_form(config, conversation),
         )
-        for number, conversation in enumerate(conversations)
+        for conversation, seed in zip(conversations, seeds, strict=True)
     ]
     outputs = model.chat(
         [conversation.as_dicts() for conversation in conversations],
