@@ -143,7 +143,7 @@ def test_weights_alone_are_loaded_or_refused_with_what_to_do(tmp_path: Path) -> 
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    output, scratch = tmp_path / "sub" / "model", tmp_path / "sub" / "model.tmp"
+    output, scratch = tmp_path / "sub" / "model", tmp_path / "sub" / "model.trainer.tmp"
     scratch.mkdir(parents=True)
     (scratch / "half").touch()  # what a kill leaves
     for stop, wanted in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, "full"), BuildError)):

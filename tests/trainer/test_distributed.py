@@ -141,7 +141,7 @@ def test_losses_and_gradients_are_those_of_one_process(base: str, make_build: Ma
     asked = [row(f"where is {each['query']}", each["positive"]) for each in things[:4]]
     asked += [row(each["query"], f"{each['positive']} again") for each in things[4:12]]
     alike = [
-        row(f"{one} {THINGS[0]}", f"the {other} {THINGS[0]}", category="graded", score=float(one == other) + place / 100)
+        row(f"{one} {THINGS[0]}", f"the {other} {THINGS[0]}", category="graded", score=(float(one == other) + place / 100) / 2)
         for place, (one, other) in enumerate(itertools.product(COLOURS[:5], COLOURS[:3]))
     ]
     build = make_build([*things[:12], *asked, *alike], things[40:])

@@ -157,7 +157,7 @@ def test_a_score_that_is_no_number_is_refused(score: float, loss: dict[str, Any]
 def test_scores_that_are_no_cosines_are_refused_where_they_are_compared_with_them(make_build: MakeBuild, tmp_path: Path) -> None:
     build = make_build([row("q1", "p1", score=0.0), row("q2", "p2", score=5.0), row("q3", "p3", score=3.0)], [])
     assert len(opened(build, tmp_path, loss={"similarity": {"kind": "cosent"}})) == 3
-    with pytest.raises(UserError, match=r"scores such as 0 and 5, .* allowed: -1 to 1"):
+    with pytest.raises(UserError, match=r"scores such as 0 and 5; .* allowed: -1 to 1"):
         opened(build, tmp_path, loss={"similarity": {"kind": "mse"}})
 
 
