@@ -82,11 +82,11 @@ def run(name: str, work: Path, settings: dict[str, Any], build: Path) -> Path:
 def score(folder: Path, build: Path) -> float:
     """nDCG@10 of a run's model on the validation split of a build. Kept in a file, so that a model is measured once."""
     from datakit.opened import open_build
-    from trainer.evaluation.retrieval import evaluate_model
+    from trainer.evaluation.retrieval import evaluate_encoder, load_task
 
     kept = folder / f"score-{build.parent.name}.json"
     if not kept.is_file():
-        (found,) = evaluate_model(open_build(str(build)), str(folder / "model"), []).values()
+        (found,) = evaluate_encoder(load_task(open_build(str(build))), str(folder / "model"), []).values()
         kept.write_text(json.dumps(found.score))
     return float(json.loads(kept.read_text()))
 

@@ -9,6 +9,7 @@ evaluation/   nDCG by dimension on a build, and the families of MTEB
 studies/      many runs: ablations, sweeps, rounds of build and training
 finished/     what is done with a model: merge, rotate, serve, a page about it
 search/       an index of a corpus, searched with few dimensions first
+experimental/ what was tried and is no part of it
 """
 
 from trainer.embedder import Embedder

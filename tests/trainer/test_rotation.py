@@ -24,7 +24,7 @@ from datakit.opened import Build
 from trainer.cli import main
 from trainer.config import ModelConfig
 from trainer.embedder import Embedder
-from trainer.evaluation.retrieval import evaluate_model, unit
+from trainer.evaluation.retrieval import evaluate_encoder, load_task, unit
 from trainer.export import export
 from trainer.finished import rotation as module
 from trainer.finished.rotation import TEMPERATURE, divergence, learned, rotate
@@ -140,7 +140,7 @@ def test_whole_vectors_are_as_alike_as_before(way: dict[str, Any], tiny_base: st
     assert other.max_seq_length == one.max_seq_length
     # What is told is what the folders have, and it is the same at all dimensions.
     for folder, told in ((before, found["before"]), (str(tmp_path / "rotated"), found["rotated"])):
-        for dimension, each in evaluate_model(toy_build, folder, list(told)).items():
+        for dimension, each in evaluate_encoder(load_task(toy_build), folder, list(told)).items():
             assert told[dimension].score == pytest.approx(each.score, abs=2e-3)
     assert found["rotated"][width].score == pytest.approx(found["before"][width].score, abs=2e-3)
 
@@ -173,7 +173,7 @@ def test_a_model_that_knew_no_matryoshka_is_rotated_for_the_dimensions_that_are_
     assert not stopped.value.code
     shown, noise = capsys.readouterr()
     assert "Writing model shards" not in noise
-    found = evaluate_model(toy_build, "rotated", [32, 12, 4])
+    found = evaluate_encoder(load_task(toy_build), "rotated", [32, 12, 4])
     line = next(line for line in shown.splitlines() if "rotated " in line)
     assert all(f"{each.score:.3f}" in line for each in found.values())
     assert json.loads(Path("rotated/matryoshka.json").read_text()) == {"dimensions": [32, 12, 4]}

@@ -21,7 +21,7 @@ from datakit.opened import Build
 from datakit.recipe_file import load_model
 from trainer import loop, stages
 from trainer.config import Config
-from trainer.evaluation.retrieval import evaluate_model
+from trainer.evaluation.retrieval import evaluate_encoder, load_task
 from trainer.studies.sweep import Report, Sweep, Trial, importance, proposed, sweep
 from trainer.studies.sweep_report import notes, position, tables
 from trainer.studies.sweep_space import Parameter, place_of
@@ -134,7 +134,7 @@ def test_a_stop_in_a_trial_changes_nothing_and_more_trials_go_on(
         stages.do(made, toy_build, str(files / "best"), QUIET)
     exported = files / "best/second/model/model.safetensors"
     assert exported.read_bytes() == weights(files / f"out/trials/{best.number}")
-    assert best.score == pytest.approx(evaluate_model(toy_build, str(exported.parent), [32])[32].score)
+    assert best.score == pytest.approx(evaluate_encoder(load_task(toy_build), str(exported.parent), [32])[32].score)
 
     # The same files, but for the seconds.
     assert Report.model_validate_json((files / "out/sweep.json").read_text()) == more

@@ -189,11 +189,6 @@ def evaluate_bm25(task: Task) -> Result:
     return result(task, (row[None, :] for row in scores))
 
 
-def evaluate_model(build: Build, name: str, dimensions: Sequence[int]) -> dict[int, Result]:
-    """Any sentence-transformers model on the validation split of a build, at each dimension, widest first."""
-    return evaluate_encoder(load_task(build), name, sorted(set(dimensions), reverse=True))
-
-
 def load(name: str) -> Any:
     """A sentence-transformers model. Raises UserError where it cannot be had."""
     from sentence_transformers import SentenceTransformer
